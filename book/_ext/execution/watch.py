@@ -1,0 +1,170 @@
+"""See which files of a repository a Python process uses, and those of the processes it starts.
+
+An audit hook notes what is opened, listed or handed to another program; modules are added at the end.
+The notes go to a file that every process of the page appends to.  Not seen: files that compiled code
+opens itself, and what programs other than Python read unless their arguments name it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from importlib.machinery import SourceFileLoader
+from typing import Any
+
+ENVIRONMENT = "EXECUTION_WATCH"  # how a Python process that is not forked learns what to watch
+ACCESS_MODE = 3  # the bits of open's flags that tell reading from writing
+EVENTS = {
+    "open",
+    "os.listdir",
+    "os.scandir",
+    "sqlite3.connect",
+    "ctypes.dlopen",
+    "subprocess.Popen",
+    "os.exec",
+    "os.posix_spawn",
+    "os.system",
+}
+LISTED_BY_IMPORTS = ("importlib._bootstrap_external", "importlib.metadata", "pkgutil")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which files count: those below `root`, without `ignored` folders; notes are appended to `notes`."""
+
+    root: str
+    ignored: tuple[str, ...]
+    notes: str
+
+    def covers(self, path: str) -> bool:
+        """Whether a path is a file of the repository."""
+        inside = path.startswith(self.root + os.sep)
+        return inside and "site-packages" not in path and not path.startswith(self.ignored)
+
+
+def start(scope: Scope) -> None:
+    """Note from now on what this process and its forks use."""
+    notes = os.open(scope.notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.set_inheritable(notes, False)
+    seen: set[str] = set()
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in EVENTS:
+            for line in notes_of(event, arguments, scope):
+                if line not in seen:
+                    seen.add(line)
+                    os.write(notes, os.fsencode(line))  # if this fails the page must fail: no swallowing
+
+    sys.addaudithook(hook)
+
+
+def notes_of(event: str, arguments: tuple[Any, ...], scope: Scope) -> list[str]:
+    """What an audit event says about files of the repository, as lines of the notes."""
+    kind, names = "file", list(arguments[:1])
+    if event == "open":
+        names = names if (arguments[2] or 0) & ACCESS_MODE != os.O_WRONLY else []
+    elif event in ("os.listdir", "os.scandir"):
+        # Called by the hook's caller's caller: imports look into every folder, and that is no use of it.
+        by_import = sys._getframe(2).f_globals.get("__name__") in LISTED_BY_IMPORTS
+        kind, names = "folder", [] if by_import else [arguments[0] or "."]
+    elif event in ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system"):
+        command = arguments[0] if event == "os.system" else arguments[1]
+        names = [word for word in words_of_command(command) if os.path.isfile(word)]
+    paths = [os.path.abspath(os.fsdecode(name)) for name in names if isinstance(name, (str, bytes, os.PathLike))]
+    sources = [source_of(path) for path in paths]
+    return [f"{kind}\t{path}\n" for path in sources if scope.covers(path) and "\n" not in path]
+
+
+def source_of(path: str) -> str:
+    """The source of a file of bytecode; any other path as it is."""
+    try:
+        return importlib.util.source_from_cache(path) if "__pycache__" in path else path
+    except ValueError:
+        return path
+
+
+def words_of_command(command: Any) -> list[str]:
+    """The words of a command line; a shell's script is split as well."""
+    texts = [os.fsdecode(word) for word in ([command] if isinstance(command, (str, bytes)) else command or ())]
+    words = set(texts)
+    for text in texts:
+        try:
+            words.update(shlex.split(text))
+        except ValueError:
+            words.update(text.split())
+    return sorted(word for word in words if "\0" not in word)
+
+
+def compile_modules_from_source(scope: Scope) -> None:
+    """Ignore the stored bytecode of the repository's modules.
+
+    It is trusted by modification second and size: a module edited twice within a second would run
+    as it was before.
+    """
+    original = SourceFileLoader.path_stats
+
+    def path_stats(loader: SourceFileLoader, path: str) -> Any:
+        if scope.covers(os.path.abspath(path)):
+            raise OSError("bytecode of the repository is not used")
+        return original(loader, path)
+
+    SourceFileLoader.path_stats = path_stats  # type: ignore[method-assign]
+
+
+def used(scope: Scope) -> dict[str, list[str]]:
+    """What was noted so far, with the modules this process has loaded."""
+    found: dict[str, set[str]] = {"file": set(), "folder": set()}
+    with open(scope.notes, "rb") as notes:
+        for line in notes.read().splitlines():
+            kind, path = os.fsdecode(line).split("\t", 1)
+            found[kind].add(path)
+    for module in list(sys.modules.values()):
+        name = getattr(module, "__file__", None)
+        if isinstance(name, str) and scope.covers(name):
+            found["file"].add(name)
+    # Folders of modules are listed by whatever looks for modules, not by the page.
+    found["folder"] -= {os.path.abspath(folder) for folder in sys.path}
+    return {kind: sorted(paths) for kind, paths in found.items()}
+
+
+def environment(scope: Scope) -> dict[str, str]:
+    """Variables by which other Python processes join in, through `startup/sitecustomize.py`."""
+    startup = os.path.join(os.path.dirname(os.path.abspath(__file__)), "startup")
+    path = os.pathsep.join(filter(None, [startup, os.environ.get("PYTHONPATH", "")]))
+    return {ENVIRONMENT: json.dumps(asdict(scope)), "PYTHONPATH": path}
+
+
+def join(settings: str) -> None:
+    """Watch this process as its parent's settings say (called by sitecustomize)."""
+    scope = scope_in(settings)
+    compile_modules_from_source(scope)
+    start(scope)
+
+
+def scope_in(settings: str) -> Scope:
+    """The scope that an environment variable holds."""
+    values = json.loads(settings)
+    return Scope(root=values["root"], ignored=tuple(values["ignored"]), notes=values["notes"])
+
+
+def report() -> dict[str, Any]:
+    """What a kernel says at a page's end about itself."""
+    scope = scope_in(os.environ[ENVIRONMENT])
+    return {"used": used(scope), "versions": loaded_versions(), "cpu": cpu_seconds()}
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of all it waited for."""
+    return sum(os.times()[:4])
+
+
+def loaded_versions() -> dict[str, str]:
+    """Versions that a reader wants to know."""
+    versions = {"Python": ".".join(map(str, sys.version_info[:3]))}
+    if "torch" in sys.modules:
+        versions["torch"] = str(sys.modules["torch"].__version__).split("+")[0]
+    return versions

@@ -1,0 +1,93 @@
+"""Lists drawn from the pages themselves: the finder of techniques and the table of pages with their reading time.
+
+A page's front matter may name its techniques (`techniques: {name: what it gains, ...}`); a planned page names them
+in `plan.toml`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from docutils import nodes
+from plan import plan
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+WORDS_PER_MINUTE = 140  # technical prose with formulas
+MINUTES_PER_CELL = 0.75
+CODE = re.compile(r"^```\{code-cell\}.*?^```", re.M | re.S)
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """The YAML block at the top of a page."""
+    found = re.match(r"---\n(.*?)\n---\n", text, re.S)
+    return yaml.safe_load(found[1]) if found else {}
+
+
+def title(text: str) -> str:
+    """The first heading of a page."""
+    found = re.search(r"^# (.+)$", text, re.M)
+    return found[1] if found else ""
+
+
+def minutes(text: str) -> int:
+    """Time to read a page once, its cells included.
+
+    >>> minutes("word " * 1400)
+    10
+    """
+    cells = len(CODE.findall(text))
+    prose = len(CODE.sub("", text).split())
+    return max(1, round(prose / WORDS_PER_MINUTE + cells * MINUTES_PER_CELL))
+
+
+def chapter_pages(book: Path) -> dict[str, str]:
+    """The text of every page of the five chapters, indexes left out."""
+    found = {}
+    for file in sorted(book.glob("*/**/*.md")):
+        stem = file.relative_to(book).with_suffix("").as_posix()
+        if not stem.startswith(("_", "api/")) and not stem.endswith("index"):
+            found[stem] = file.read_text(encoding="utf8")
+    return found
+
+
+class PageTable(SphinxDirective):
+    """Every finished page with its reading time and the seconds its cells take."""
+
+    def run(self) -> list[nodes.Node]:
+        """A table in MyST."""
+        book = Path(self.env.srcdir)
+        self.env.note_reread()
+        lines = ["| page | minutes to read | cells |", "|---|---:|---:|"]
+        for stem, text in chapter_pages(book).items():
+            lines.append(f"| {{page}}`{stem}` | {minutes(text)} | {len(CODE.findall(text))} |")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+class Finder(SphinxDirective):
+    """Every technique of the book in alphabetical order, with its page and what it gains."""
+
+    def run(self) -> list[nodes.Node]:
+        """A table in MyST; techniques of pages to come stand in it too, marked so."""
+        book = Path(self.env.srcdir)
+        self.env.note_reread()
+        found: dict[str, tuple[str, str]] = {}
+        for stem, text in chapter_pages(book).items():
+            for name, gain in front_matter(text).get("techniques", {}).items():
+                found[name] = (stem, gain)
+        for stem, page in plan(book).items():
+            for name in page.get("techniques", ()):
+                found.setdefault(name, (stem, ""))
+        lines = ["| technique | what it gains | page |", "|---|---|---|"]
+        lines += [f"| {name} | {gain} | {{page}}`{stem}` |" for name, (stem, gain) in sorted(found.items(), key=lambda item: item[0].casefold())]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Add the directives."""
+    app.add_directive("page-table", PageTable)
+    app.add_directive("finder", Finder)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

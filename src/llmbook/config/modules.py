@@ -1,0 +1,100 @@
+"""The list of a decoder's modules: names, weights and how often each stands there.
+
+An architecture is described once, here; `llmbook.costs` derives parameters, FLOPs and bytes from it.
+Page: foundations/parameters. The names are those of `llmbook.foundations.decoder`'s state dict,
+with `layers.*` for the block that is repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from llmbook.config import ModelConfig
+
+Part = Literal["embedding", "projection", "attention", "feed_forward", "norm", "output_head"]
+
+
+@dataclass(frozen=True)
+class Module:
+    """One kind of module: where it stands, the shapes of its weights, and how many the model has."""
+
+    name: str
+    part: Part
+    weights: tuple[tuple[int, ...], ...]
+    copies: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of one copy."""
+        return sum(prod(shape) for shape in self.weights)
+
+
+def linear(name: str, part: Part, inputs: int, outputs: int, *, bias: bool, copies: int = 1) -> Module:
+    """A linear layer: a matrix of shape (outputs, inputs), and a bias of length outputs.
+
+    >>> linear("layers.*.mlp.up", "feed_forward", 768, 3072, bias=True).parameters
+    2362368
+    """
+    bias_shape: tuple[tuple[int, ...], ...] = ((outputs,),) if bias else ()
+    return Module(name, part, ((outputs, inputs), *bias_shape), copies)
+
+
+def norm(name: str, config: ModelConfig, *, copies: int = 1) -> Module:
+    """A normalization over D: LayerNorm has a gain and a bias, RMSNorm a gain alone."""
+    D = config.hidden_size
+    return Module(name, "norm", ((D,), (D,)) if config.norm == "layer_norm" else ((D,),), copies)
+
+
+def embedding_modules(config: ModelConfig) -> list[Module]:
+    """The token table, its projection where it is narrower than the model, and learned positions."""
+    V, D, W = config.vocab_size, config.hidden_size, config.embedding_size
+    found = [Module("embedding", "embedding", ((V, W),))]
+    if W != D:
+        found.append(linear("project_in", "projection", W, D, bias=False))
+    if config.positions == "learned":
+        found.append(Module("positions", "embedding", ((config.max_seq_len + config.position_offset, D),)))
+    if config.embedding_norm:
+        found.append(norm("embedding_norm", config))
+    return found
+
+
+def block_modules(config: ModelConfig) -> list[Module]:
+    """The modules of one block, each with as many copies as the model has layers."""
+    D, F, L = config.hidden_size, config.intermediate_size, config.num_layers
+    query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    qkv_bias, out_bias, mlp_bias = config.attention_bias, config.attention_output_bias, config.mlp_bias
+    gate = [linear("layers.*.mlp.gate", "feed_forward", D, F, bias=mlp_bias, copies=L)] if config.gated else []
+    return [
+        norm("layers.*.attention_norm", config, copies=L),
+        linear("layers.*.attention.query", "attention", D, query, bias=qkv_bias, copies=L),
+        linear("layers.*.attention.key", "attention", D, kv, bias=qkv_bias, copies=L),
+        linear("layers.*.attention.value", "attention", D, kv, bias=qkv_bias, copies=L),
+        linear("layers.*.attention.output", "attention", query, D, bias=out_bias, copies=L),
+        norm("layers.*.mlp_norm", config, copies=L),
+        *gate,
+        linear("layers.*.mlp.up", "feed_forward", D, F, bias=mlp_bias, copies=L),
+        linear("layers.*.mlp.down", "feed_forward", F, D, bias=mlp_bias, copies=L),
+    ]
+
+
+def head_modules(config: ModelConfig) -> list[Module]:
+    """What stands after the last block: the last norm, a projection to the table's width, the head."""
+    V, D, W = config.vocab_size, config.hidden_size, config.embedding_size
+    found = [norm("final_norm", config)] if config.final_norm else []
+    if W != D:
+        found.append(linear("project_out", "projection", D, W, bias=False))
+    if not config.tie_embeddings:
+        found.append(linear("head", "output_head", W, V, bias=False))
+    return found
+
+
+def modules(config: ModelConfig) -> list[Module]:
+    """Every module of the model, in the order in which a token meets them.
+
+    >>> config = ModelConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=4, max_seq_len=128)
+    >>> [module.name for module in modules(config)][:3]
+    ['embedding', 'positions', 'layers.*.attention_norm']
+    """
+    return [*embedding_modules(config), *block_modules(config), *head_modules(config)]

@@ -1,0 +1,1 @@
+"""What it costs: integers in, integers out; no torch."""

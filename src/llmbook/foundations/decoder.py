@@ -1,0 +1,181 @@
+"""One decoder-only transformer, driven by one `ModelConfig`: every page that runs a model runs this one.
+
+Page: foundations/decoder. Papers: radford2019language, touvron2023llamaa, zhang2022opt,
+bigscienceworkshop2022bloom. The names of its weights are those of `llmbook.config.modules`. A field of the
+config chooses a layer; nothing here knows a family.
+Left out: dropout, experts, and what foundations/language_modelling brings: losses and generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import repeat
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from llmbook.config import ModelConfig
+from llmbook.foundations.attention import Attention, KVCache, causal_mask
+from llmbook.foundations.normalization import norm
+from llmbook.foundations.positions import (
+    Rotation,
+    alibi_bias,
+    positions_under_padding,
+    rope_frequencies,
+    rotation,
+    stretched,
+)
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": partial(nn.functional.gelu, approximate="tanh"),
+    "relu": nn.functional.relu,
+    "silu": nn.functional.silu,
+}
+
+
+class MLP(nn.Module):
+    """The feed-forward layer: down(act(up(x))), or, gated, down(act(gate(x)) * up(x)) (shazeer2020glu)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D, F = config.hidden_size, config.intermediate_size
+        self.gate = nn.Linear(D, F, bias=config.mlp_bias) if config.gated else None
+        self.up = nn.Linear(D, F, bias=config.mlp_bias)
+        self.down = nn.Linear(F, D, bias=config.mlp_bias)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Each token by itself."""
+        if self.gate is None:
+            inner = self.activation(self.up(hidden))  # B T F
+        else:
+            inner = self.activation(self.gate(hidden)) * self.up(hidden)  # B T F
+        output: Tensor = self.down(inner)
+        return output
+
+
+class Block(nn.Module):
+    """Attention and feed-forward layer, each added to the residual stream.
+
+    The norm stands before each layer, or, in OPT-350M as in the first transformer, after each addition.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_first = config.norm_placement == "pre"
+        self.attention_norm, self.attention = norm(config), Attention(config)
+        self.mlp_norm, self.mlp = norm(config), MLP(config)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        mask: Bool[Tensor, "B 1 T S"],
+        bias: Float[Tensor, "B N T S"] | None = None,
+        turn: Rotation | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """One step down the residual stream."""
+        attend = partial(self.attention, mask=mask, bias=bias, turn=turn, cache=cache)
+        if self.norm_first:
+            hidden = hidden + attend(self.attention_norm(hidden))
+            hidden = hidden + self.mlp(self.mlp_norm(hidden))
+        else:
+            hidden = self.attention_norm(hidden + attend(hidden))
+            hidden = self.mlp_norm(hidden + self.mlp(hidden))
+        return hidden
+
+
+class Decoder(nn.Module):
+    """Tokens in, logits of the next token out.
+
+    >>> config = ModelConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=4, max_seq_len=128)
+    >>> Decoder(config)(torch.zeros(1, 10, dtype=torch.long)).shape
+    torch.Size([1, 10, 256])
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        V, D, W = config.vocab_size, config.hidden_size, config.embedding_size
+        self.config = config
+        self.embedding = nn.Embedding(V, W)
+        self.project_in = nn.Linear(W, D, bias=False) if W != D else nn.Identity()
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.max_seq_len + config.position_offset, D)
+        self.embedding_norm = norm(config) if config.embedding_norm else nn.Identity()
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_norm = norm(config) if config.final_norm else nn.Identity()
+        self.project_out = nn.Linear(D, W, bias=False) if W != D else nn.Identity()
+        self.head = None if config.tie_embeddings else nn.Linear(W, V, bias=False)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        *,
+        caches: Sequence[KVCache] | None = None,
+        attention_mask: Bool[Tensor, "B S"] | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Logits for the T tokens given, which follow those that the caches hold.
+
+        `attention_mask` covers all S tokens, cached ones first; it is false on padding, which stands left.
+
+        Raises:
+            ValueError: if the mask or the caches do not fit, or a learned table of positions ends too early.
+        """
+        config, (B, T) = self.config, tokens.shape
+        S = T + (len(caches[0]) if caches else 0)
+        if caches is not None and len(caches) != config.num_layers:
+            raise ValueError(f"{len(caches)} caches for {config.num_layers} layers: one each is needed")
+        if attention_mask is None:
+            attention_mask = torch.ones(B, S, dtype=torch.bool, device=tokens.device)
+        if attention_mask.shape[1] != S:
+            raise ValueError(
+                f"attention_mask covers {attention_mask.shape[1]} tokens of {S}, cached ones included"
+            )
+        if config.positions == "learned" and config.max_seq_len < S:
+            raise ValueError(f"{S} tokens do not fit into max_seq_len {config.max_seq_len}")
+
+        positions = positions_under_padding(attention_mask)  # B S
+        mask = causal_mask(T, S).to(tokens.device) & attention_mask[:, None, None, :]  # B 1 T S
+        hidden = self.project_in(self.embedding(tokens))  # B T D
+        bias = turn = None
+        if config.positions == "learned":
+            hidden = hidden + self.positions(positions[:, -T:] + config.position_offset)
+        elif config.positions == "alibi":
+            bias = alibi_bias(positions, num_queries=T, num_heads=config.num_heads, dtype=hidden.dtype)
+        else:
+            turn = rotation(positions[:, -T:], self.frequencies(), dtype=hidden.dtype)
+        hidden = self.embedding_norm(hidden)
+        for layer, cache in zip(self.layers, caches or repeat(None, config.num_layers), strict=True):
+            hidden = layer(hidden, mask=mask, bias=bias, turn=turn, cache=cache)
+        hidden = self.project_out(self.final_norm(hidden))  # B T W
+        head = self.embedding if self.head is None else self.head  # tied: the table itself, not a copy
+        return nn.functional.linear(hidden, head.weight)
+
+    def frequencies(self) -> Float[Tensor, " half"]:
+        """The rotary frequencies of the configuration."""
+        config = self.config
+        trained = rope_frequencies(config.head_dim, theta=config.rope_theta)
+        return stretched(trained, factor=config.rope_factor, trained_len=config.rope_trained_len)
+
+
+@torch.no_grad()
+def initialise(decoder: Decoder, *, generator: torch.Generator, std: float = 0.02) -> Decoder:
+    """Draw the weights as GPT-2 does, in place, and return the decoder (radford2019language, section 2.3).
+
+    Every matrix is normal with `std`; those that write into the residual stream are narrower by sqrt(2 L), so
+    that their sum over 2 L additions keeps its size. Biases are zero, gains one.
+    """
+    writers = ("attention.output.weight", "mlp.down.weight")
+    for name, weight in decoder.named_parameters():
+        if weight.dim() == 2:
+            narrow = (2 * decoder.config.num_layers) ** -0.5 if name.endswith(writers) else 1.0
+            weight.normal_(0.0, std * narrow, generator=generator)
+        elif name.endswith("bias"):
+            weight.zero_()
+        else:
+            weight.fill_(1.0)
+    return decoder

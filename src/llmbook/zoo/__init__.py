@@ -1,0 +1,1 @@
+"""Models as data, and what only one family has."""
