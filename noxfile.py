@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -21,28 +22,27 @@ CACHE = BUILD / "cache"
 DOCTREES = BUILD / "doctrees"
 LOCKS = ROOT / "constraints.txt"
 PROJECT = ROOT / "pyproject.toml"
-SPHINX = ("-W", "-n", "--keep-going", "-q", "-d", str(DOCTREES))  # a warning is an error; nothing dangles
-TEX_PACKAGES = (
-    "nox -s pdf needs XeLaTeX and latexmk. Debian and Ubuntu: apt install texlive-xetex texlive-latex-recommended "
-    "texlive-latex-extra texlive-fonts-recommended texlive-lang-chinese latexmk fonts-freefont-otf lmodern "
-    "tex-gyre fonts-texgyre fonts-noto-cjk. Fedora: dnf install texlive-scheme-medium texlive-collection-xetex "
-    "texlive-xecjk latexmk texlive-tex-gyre google-noto-sans-cjk-fonts google-noto-serif-cjk-fonts. macOS: "
-    "brew install --cask mactex-no-gui font-noto-sans-cjk font-noto-serif-cjk."
-)
+EXTENSIONS = {"PYTHONPATH": str(ROOT / "book" / "_ext")}
+PRELOADED = "torch,torch.distributed,matplotlib.pyplot"  # what pages share: imported once, no operator run
+TEX_PACKAGES = """nox -s pdf needs XeLaTeX, latexmk and fonts.
+Debian, Ubuntu: apt install texlive-xetex texlive-latex-recommended texlive-latex-extra \
+texlive-fonts-recommended texlive-lang-chinese latexmk fonts-freefont-otf lmodern tex-gyre fonts-texgyre fonts-noto-cjk fonts-symbola
+Fedora: dnf install texlive-scheme-medium texlive-xecjk texlive-tcolorbox latexmk texlive-tex-gyre \
+google-noto-sans-cjk-fonts google-noto-serif-cjk-fonts dejavu-sans-mono-fonts gdouros-symbola-fonts
+macOS: brew install --cask mactex-no-gui font-noto-sans-cjk-sc font-noto-serif-cjk-sc font-dejavu font-symbola"""
 
 nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = ["build"]
-nox.options.reuse_existing_virtualenvs = True
 
 
 def install(session: nox.Session, extras: str) -> None:
     """Install the project editable with its extras, at the locked versions, where they are not installed yet."""
-    wanted = hashlib.sha256(LOCKS.read_bytes() + PROJECT.read_bytes() + extras.encode()).hexdigest()
+    state = LOCKS.read_bytes() + PROJECT.read_bytes() + extras.encode()
+    wanted = hashlib.sha256(state).hexdigest()
     stamp = Path(session.virtualenv.location) / "installed.sha256"
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    session.install("--constraint", str(LOCKS), "--editable", f".[{extras}]")
-    stamp.write_text(wanted)
+    if not stamp.exists() or stamp.read_text() != wanted:
+        session.install("--constraint", str(LOCKS), "--editable", f".[{extras}]")
+        stamp.write_text(wanted)
 
 
 @nox.session(reuse_venv=True, default=False)
@@ -57,45 +57,155 @@ def tests_env(session: nox.Session) -> None:
     install(session, "test,lint")
 
 
-def program(environment: str, name: str) -> str:
-    """The path of a program of one of the two environments."""
+def run(session: nox.Session, environment: str, *command: str | Path, **options: object) -> None:
+    """Run `python ...` of one of the two environments."""
     folder = "Scripts" if sys.platform == "win32" else "bin"
-    return str(ROOT / ".nox" / environment / folder / name)
+    python = ROOT / ".nox" / environment / folder / "python"
+    session.run(str(python), *map(str, command), external=True, **options)  # type: ignore[arg-type]
 
 
-def run(session: nox.Session, environment: str, *command: str, **options: object) -> None:
-    """Run `python ...` of an environment."""
-    session.run(program(environment, "python"), *command, external=True, **options)  # type: ignore[arg-type]
+def named_pages(session: nox.Session) -> list[str]:
+    """The pages among the arguments, as paths without `book/` and `.md`; an unknown one stops the session."""
+    pages = [word.removeprefix("book/").removesuffix(".md") for word in session.posargs if word[:1] != "-"]
+    for page in pages:
+        if not (ROOT / "book" / f"{page}.md").exists():
+            session.error(f"there is no page {page!r}: book/{page}.md does not exist")
+    return pages
 
 
-def execute(session: nox.Session, *pages: str) -> None:
-    """Run the cells of the pages (all where none is named) and keep their outputs in the cache."""
-    arguments = ["-m", "execution", "book", "--cache", str(CACHE), "--locks", str(LOCKS), "--fresh", *pages]
-    run(session, "book", *arguments, env={"PYTHONPATH": str(ROOT / "book" / "_ext")})
+def execute(session: nox.Session) -> list[str]:
+    """Run the cells of the named pages (all where none is named), keep their outputs in the cache."""
+    pages = named_pages(session)
+    options = [word for word in session.posargs if word[:1] == "-"]
+    stage = ["-m", "execution", "book", "--cache", CACHE, "--jobs", str(os.cpu_count() or 2)]
+    run(session, "book", *stage, "--locks", LOCKS, "--preload", PRELOADED, *options, *pages, env=EXTENSIONS)
+    return pages
 
 
 def render(session: nox.Session, builder: str, *options: str) -> None:
-    """Write the book in one format from the outputs in the cache; no cell runs."""
-    run(session, "book", "-m", "sphinx", "-b", builder, *SPHINX, *options, "book", str(BUILD / builder))
+    """Write the book in one format from the outputs in the cache: no cell runs, a warning is an error."""
+    strict = ("-W", "-n", "--keep-going", "-q")
+    command = ["-m", "sphinx", "-b", builder, *strict, "-d", DOCTREES, *options, "book", BUILD / builder]
+    run(session, "book", *command, env=EXTENSIONS)
 
 
 def report(started: float, product: Path) -> None:
     """One closing line: pages, cells, seconds and the file to open."""
-    summary = json.loads((CACHE / "summary.json").read_text())
+    done = json.loads((CACHE / "summary.json").read_text(encoding="utf8"))
+    seconds = time.monotonic() - started
     print(
-        f"{summary['pages']} pages, {summary['cells']} cells executed, "
-        f"{time.monotonic() - started:.0f} seconds: {product.relative_to(ROOT)}"
+        f"{done['executed'] + done['reused']} pages ({done['executed']} executed), {done['cells']} cells, "
+        f"{seconds:.0f} s. Open {product.relative_to(ROOT)}"
     )
 
 
 @nox.session(venv_backend="none", requires=["book"])
 def build(session: nox.Session) -> None:
-    """Execute every cell and write the HTML. `nox -s build -- training/zero` executes and writes one page."""
+    """Execute every cell and write the HTML. `-- training/zero` builds one page; `--fresh`, `--why PAGE`."""
     started = time.monotonic()
-    pages = [page.removeprefix("book/").removesuffix(".md") for page in session.posargs]
-    for page in pages:
-        if not (ROOT / "book" / f"{page}.md").exists():
-            session.error(f"there is no page {page!r}: book/{page}.md does not exist")
-    execute(session, *pages)
-    render(session, "html", *(["-D", f"llmbook_only={','.join(pages)}"] if pages else []))
-    report(started, BUILD / "html" / (f"{pages[0]}.html" if pages else "index.html"))
+    pages = execute(session)
+    if any(word.startswith("--why") for word in session.posargs):
+        return
+    if pages:
+        run(session, "book", "book/_ext/one_page.py", CACHE, BUILD / "page", *pages, env=EXTENSIONS)
+        report(started, BUILD / "page" / f"{pages[0]}.html")
+    else:
+        render(session, "html")
+        report(started, BUILD / "html" / "index.html")
+
+
+@nox.session(venv_backend="none", requires=["book"], default=False)
+def pdf(session: nox.Session) -> None:
+    """Write build/pdf/llmbook.pdf through XeLaTeX; the log stays beside it."""
+    if not (shutil.which("xelatex") and shutil.which("latexmk")):
+        session.error(TEX_PACKAGES)
+    started = time.monotonic()
+    execute(session)
+    render(session, "latex")
+    latexmk = ("latexmk", "-xelatex", "-interaction=nonstopmode", "-halt-on-error", "-silent", "llmbook.tex")
+    with session.chdir(BUILD / "latex"):
+        session.run(*latexmk, external=True, silent=True)
+    target = BUILD / "pdf"
+    target.mkdir(exist_ok=True)
+    for name in ("llmbook.pdf", "llmbook.log"):
+        shutil.copy(BUILD / "latex" / name, target / name)
+    run(session, "book", "book/_ext/tex_log.py", target / "llmbook.log")
+    report(started, target / "llmbook.pdf")
+
+
+@nox.session(venv_backend="none", requires=["book"], default=False)
+def epub(session: nox.Session) -> None:
+    """Write build/epub/llmbook.epub."""
+    started = time.monotonic()
+    execute(session)
+    render(session, "epub")
+    report(started, BUILD / "epub" / "llmbook.epub")
+
+
+@nox.session(venv_backend="none", requires=["book"], default=False)
+def serve(session: nox.Session) -> None:
+    """Build, serve at 127.0.0.1:8000 and build again when a page, a module or a .bib file changes."""
+    execute(session)
+    stage = f"{sys.executable} -m nox -s build"
+    watched = [part for name in ("src", "bibliography") for part in ("--watch", str(ROOT / name))]
+    command = ["-m", "sphinx_autobuild", "-d", DOCTREES, "--pre-build", stage, *watched, "book", BUILD / "html"]
+    run(session, "book", *command, env=EXTENSIONS)
+
+
+@nox.session(venv_backend="none", requires=["book"], default=False)
+def linkcheck(session: nox.Session) -> None:
+    """Ask every outside address whether it still answers (needs the network)."""
+    execute(session)
+    command = ["-m", "sphinx", "-b", "linkcheck", "-d", DOCTREES, "book", BUILD / "linkcheck"]
+    run(session, "book", *command, env=EXTENSIONS)
+
+
+@nox.session(venv_backend="none", default=False)
+def ledger(session: nox.Session) -> None:
+    """Say which values moved: `nox -s ledger -- OLD.json` compares with build/ledger.json."""
+    if len(session.posargs) != 1 or not Path(session.posargs[0]).exists():
+        session.error("nox -s ledger -- OLD.json compares an earlier ledger.json with build/ledger.json")
+    session.run(sys.executable, "book/_ext/moved.py", session.posargs[0], "build/ledger.json", external=True)
+
+
+@nox.session(venv_backend="none", default=False)
+def numbers(session: nox.Session) -> None:
+    """Report numbers in prose that are neither computed nor cited."""
+    session.run(sys.executable, "book/_ext/retyped.py", "book", external=True)
+
+
+@nox.session(venv_backend="none", requires=["tests_env"])
+def tests(session: nox.Session) -> None:
+    """Run the tests, doctests included, on all cores."""
+    workers = ["-n", str(min(4, os.cpu_count() or 2))]
+    run(session, "tests_env", "-m", "pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(venv_backend="none", requires=["tests_env"], default=False)
+def site(session: nox.Session) -> None:
+    """Check the built HTML: links, alt texts, outside requests, anchors (after `nox -s build`)."""
+    run(session, "tests_env", "-m", "pytest", "tests/book/test_site.py", "--built", BUILD / "html")
+
+
+@nox.session(venv_backend="none", requires=["tests_env"], default=False)
+def lint(session: nox.Session) -> None:
+    """Style, the law of the house, docstrings, spelling, and the code of the pages."""
+    run(session, "tests_env", "-m", "ruff", "check", ".")
+    run(session, "tests_env", "-m", "ruff", "format", "--check", ".")
+    run(session, "tests_env", "-c", "from importlinter.cli import lint_imports_command as c; c()")
+    run(session, "tests_env", "-m", "interrogate", "-q", "src", "book/_ext")
+    run(session, "tests_env", "-m", "codespell_lib", "src", "tests", "book", "noxfile.py", "README.md", "CONTRIBUTING.md")
+    cells = BUILD / "lint"
+    shutil.rmtree(cells, ignore_errors=True)
+    run(session, "tests_env", "book/_ext/page_code.py", "book", cells)
+    rules = "E4,E7,E9,F,W,B,UP,I"
+    # A page's last expression is its output, and imports stand where the reader needs them.
+    left_out = "B018,E402,I001,W391,W293,E703"
+    ruff = ["-m", "ruff", "check", "--isolated", "--select", rules, "--ignore", left_out, "--target-version", "py311"]
+    run(session, "tests_env", *ruff, cells)
+
+
+@nox.session(venv_backend="none", requires=["tests_env"], default=False)
+def typecheck(session: nox.Session) -> None:
+    """Type-check the library strictly."""
+    run(session, "tests_env", "-m", "mypy")

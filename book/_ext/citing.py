@@ -188,7 +188,7 @@ def entry_item(app: Sphinx, source: str, number: str, entry: Entry, verdicts: li
     if entry.english != title:
         head += nodes.Text(f" [{entry.english}]")
     head += nodes.Text(" ")
-    if REFERENCES in env.found_docs:
+    if builder.format == "html" and REFERENCES in env.found_docs:
         head += make_refnode(builder, source, REFERENCES, f"ref-{entry.key}", nodes.literal("", entry.key))
     where = nodes.paragraph("", "In this book: ")
     for position, page in enumerate(word for word in entry.keywords if "/" in word):
@@ -246,6 +246,16 @@ def section_of(number: str) -> str:
     return first[max(start for start in first if start <= number)]
 
 
+class BibFiles(SphinxDirective):
+    """Links to the `.bib` files, in HTML alone: they stand beside it."""
+
+    def run(self) -> list[nodes.Node]:
+        """One line of links."""
+        names = [file.name for file in sorted(folder().glob("*.bib"))]
+        links = ", ".join(f'<a href="bibliography/{name}" download>{name}</a>' for name in names)
+        return [nodes.raw("", f"<p>{links}</p>", format="html")]
+
+
 def offer_files(app: Sphinx, failure: Exception | None) -> None:
     """Put the `.bib` files beside the HTML, so that another project can cite by the same keys."""
     if failure is None and app.builder.name == "html":
@@ -261,6 +271,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_post_transform(ReferenceDetails)
     app.add_directive("chapter-references", ChapterReferences)
     app.add_directive("collection", Collection)
+    app.add_directive("bib-files", BibFiles)
     app.add_node(CollectionPlace)
     app.connect("doctree-resolved", fill)
     app.connect("build-finished", offer_files)

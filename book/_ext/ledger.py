@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from printing import column_node
 from sphinx.application import Sphinx
 from sphinx.builders import Builder
 from sphinx.environment import BuildEnvironment
@@ -19,10 +20,10 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
+from llmbook.bibliography import entries
 from llmbook.published import numbers, shown, shown_as_printed
 
 LOG = logging.getLogger(__name__)
-RAGGED = r">{\raggedright\arraybackslash\hspace{0pt}\footnotesize}p{%.3f\linewidth}"
 KINDS = {
     "count": "Independent counts: we count, they printed",
     "prediction": "Predictions: made without having seen the printed number",
@@ -54,6 +55,32 @@ class Misprints(SphinxDirective):
         return [MisprintsPlace()]
 
 
+class TallyPlace(nodes.General, nodes.Element):
+    """Where the count of checks and verdicts goes."""
+
+
+class Tally(SphinxDirective):
+    """How many numbers were checked, in one line."""
+
+    def run(self) -> list[nodes.Node]:
+        """A placeholder."""
+        return [TallyPlace()]
+
+
+def tally(env: BuildEnvironment) -> nodes.paragraph:
+    """One line on what this build checked."""
+    checks = {row["id"]: row for row in rows_of(env, "check")}
+    kinds = [f"{sum(row['kind'] == kind for row in checks.values())} {name}" for kind, name in
+             (("count", "independent counts"), ("identity", "identities"), ("prediction", "predictions"))]  # fmt: skip
+    wrong = sum(bool(row["misprint"]) for row in checks.values())
+    verdicts = len({row["key"] for row in rows_of(env, "verdict")})
+    text = (
+        f"In this build: {len(checks)} numbers checked against print ({', '.join(kinds)}), {wrong} of them found wrong "
+        f"in print; {verdicts} entries of the collection with a verdict."
+    )
+    return nodes.paragraph("", text, classes=["tally"])
+
+
 def rows_of(env: BuildEnvironment, kind: str) -> list[dict[str, Any]]:
     """All rows of one type, each with its page, in the order of the pages' names."""
     rows: dict[str, list[dict[str, Any]]] = getattr(env, "llmbook_rows", {})
@@ -74,7 +101,7 @@ def merge(app: Sphinx, env: BuildEnvironment, docnames: Iterable[str], other: Bu
 
 def drawn_anew(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """The pages that show rows of other pages: rewritten in every build."""
-    return [page for page in ("ledger", "collection", "wrong_numbers") if page in env.found_docs]
+    return [page for page in ("index", "ledger", "collection", "wrong_numbers") if page in env.found_docs]
 
 
 def consistent(app: Sphinx, env: BuildEnvironment) -> None:
@@ -102,19 +129,15 @@ def table(head: list[str], body: list[list[nodes.Node]], widths: list[int], css:
     return nodes.table("", group, classes=["longtable", css])
 
 
-def for_paper(drawn: nodes.table) -> list[nodes.Node]:
-    """The table with ragged columns of its relative widths, which LaTeX must be told."""
-    from sphinx import addnodes
-
-    widths = [spec["colwidth"] for spec in drawn.findall(nodes.colspec)]
-    room = 0.97 - 0.022 * len(widths)
-    columns = "".join(RAGGED % (room * width / sum(widths)) for width in widths)
-    return [addnodes.tabular_col_spec(spec=f"{{{columns}}}"), drawn]
-
-
-def breakable(text: str) -> nodes.Node:
-    """A long identifier that may break after its dots."""
-    return nodes.literal("", text.replace(".", ".​"))
+def cited(builder: Builder, source: str, key: str) -> nodes.Node:
+    """Author and year of a work, leading to its place in the references."""
+    work = entries().get(key)
+    names = [name.split(",")[0] for name in work.authors] if work else []
+    who = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
+    text = f"{who or key} {work.year if work else ''}".strip()
+    if builder.format == "html" and "references" in builder.env.found_docs:
+        return make_refnode(builder, source, "references", f"ref-{key}", nodes.Text(text))
+    return nodes.Text(text)
 
 
 def link(builder: Builder, source: str, page: str) -> nodes.Node:
@@ -132,14 +155,14 @@ def check_table(builder: Builder, source: str, rows: list[dict[str, Any]]) -> li
             nodes.Text(f"{shown_as_printed(row['theirs'])} {row['unit']}"),
             nodes.Text(f"{row['relative_error']:+.2%}"),
             nodes.Text(f"±{row['tolerance']:.3g}" + (" (misprint)" if row["misprint"] else "")),
-            nodes.inline("", "", breakable(row["source"]), nodes.Text(f", {row['where']}")),
+            nodes.inline("", "", cited(builder, source, row["source"]), nodes.Text(f", {row['where']}")),
             link(builder, source, row["page"]),
         ]
         for row in rows
     ]
     head = ["Quantity", "Ours", "Printed", "Difference", "Allowed", "Source", "Page"]
     drawn = table(head, body, [26, 13, 16, 10, 10, 15, 10], "ledger")
-    return for_paper(drawn) if builder.format == "latex" else [drawn]
+    return [column_node(drawn), drawn] if builder.format == "latex" else [drawn]
 
 
 def section(identifier: str, title: str, *content: nodes.Node) -> nodes.section:
@@ -147,17 +170,22 @@ def section(identifier: str, title: str, *content: nodes.Node) -> nodes.section:
     return nodes.section("", nodes.title("", title), *content, ids=[identifier], names=[identifier])
 
 
-def misprints(builder: Builder, source: str) -> nodes.bullet_list:
-    """The printed numbers that pages met and found wrong, each once, with its reason and the page that shows it."""
-    wrong = {row["id"]: row for row in rows_of(builder.env, "check") if row["misprint"]}.values()
-    drawn = nodes.bullet_list()
-    for row in wrong:
+def misprints(builder: Builder, source: str) -> list[nodes.Node]:
+    """The printed numbers that pages met and found wrong, each once, by the page that shows it."""
+    wrong = {row["id"]: row for row in rows_of(builder.env, "check") if row["misprint"]}
+    by_page: dict[str, nodes.bullet_list] = {}
+    for row in wrong.values():
         said = (
             f", {row['where']}, prints {shown_as_printed(row['theirs'])} {row['unit']}, "
-            f"ours is {shown(row['ours'])}. {row['misprint']} "
+            f"ours is {shown(row['ours'])}. {row['misprint']}"
         )
-        line = [nodes.Text(f"{row['what']}: "), breakable(row["source"]), nodes.Text(said)]
-        drawn += nodes.list_item("", nodes.paragraph("", "", *line, link(builder, source, row["page"])))
+        line = [nodes.Text(f"{row['what']}: "), cited(builder, source, row["source"]), nodes.Text(said)]
+        exhibits = by_page.setdefault(row["page"], nodes.bullet_list())
+        exhibits += nodes.list_item("", nodes.paragraph("", "", *line))
+    drawn: list[nodes.Node] = []
+    for page, exhibits in by_page.items():
+        met = [nodes.Text("Met in "), link(builder, source, page), nodes.Text(":")]
+        drawn += [nodes.paragraph("", "", *met), exhibits]
     return drawn
 
 
@@ -170,15 +198,16 @@ def draw(builder: Builder, source: str) -> list[nodes.Node]:
         if found:
             drawn.append(section(f"ledger-{kind}", f"{title} ({len(found)})", *check_table(builder, source, found)))
     wrong = misprints(builder, source)
-    if wrong.children:
-        drawn.append(section("ledger-misprints", f"Printed numbers that are wrong ({len(wrong)})", wrong))
+    if wrong:
+        drawn.append(section("ledger-misprints", "Printed numbers that are wrong", *wrong))
     met = {row["id"] for row in checks}
     open_numbers = [number for id, number in numbers().items() if id not in met]
     if open_numbers:
         waiting = nodes.bullet_list()
         for number in open_numbers:
-            text = f" ({number.source}, {number.where}): {number.unchecked or 'its page is still to come.'}"
-            waiting += nodes.list_item("", nodes.paragraph("", "", breakable(number.id), nodes.Text(text)))
+            place = [nodes.Text(f"{number.what} ("), cited(builder, source, number.source)]
+            text = f", {number.where}): {number.unchecked or 'its page is still to come.'}"
+            waiting += nodes.list_item("", nodes.paragraph("", "", *place, nodes.Text(text)))
         drawn.append(section("ledger-open", f"Numbers that no page checks ({len(open_numbers)})", waiting))
     return drawn
 
@@ -186,11 +215,12 @@ def draw(builder: Builder, source: str) -> list[nodes.Node]:
 def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Put the ledger in its place."""
     for place in list(doctree.findall(Placeholder)):
-        place.parent.index(place)
         place.replace_self(draw(app.builder, docname) or [nodes.paragraph("", "No page has checked a number yet.")])
+    for place in list(doctree.findall(TallyPlace)):
+        place.replace_self(tally(app.env))
     for place in list(doctree.findall(MisprintsPlace)):
-        found = misprints(app.builder, docname)
-        place.replace_self(found if found.children else nodes.paragraph("", "No page has met one yet."))
+        nothing: list[nodes.Node] = [nodes.paragraph("", "No page has met one yet.")]
+        place.replace_self(misprints(app.builder, docname) or nothing)
 
 
 def write(app: Sphinx, failure: Exception | None) -> None:
@@ -205,6 +235,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect everything."""
     app.add_node(Placeholder)
     app.add_node(MisprintsPlace)
+    app.add_node(TallyPlace)
+    app.add_directive("tally", Tally)
     app.add_directive("ledger", Ledger)
     app.add_directive("misprints", Misprints)
     app.connect("env-purge-doc", purge)

@@ -86,8 +86,40 @@ class Finder(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+class Api(SphinxDirective):
+    """The reference of a room of the library, one section a module."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """What autodoc finds in every module of the room; `ground` is what stands in no room."""
+        source = Path(self.env.srcdir).parent / "src" / "llmbook"
+        room = self.arguments[0]
+        files = [file for file in sorted(source.glob("**/*.py")) if room_of(file, source) == room]
+        drawn: list[nodes.Node] = []
+        for file in files:
+            self.env.note_dependency(str(file))
+            name = ".".join(["llmbook", *file.relative_to(source).with_suffix("").parts])
+            name = name.removesuffix(".__init__")
+            body = self.parse_text_to_nodes(f"```{{eval-rst}}\n.. automodule:: {name}\n```")
+            identifier = name.replace(".", "-")
+            title = nodes.title("", "", nodes.literal("", name))
+            drawn.append(nodes.section("", title, *body, ids=[identifier], names=[name]))
+        return drawn
+
+
+def room_of(file: Path, source: Path) -> str:
+    """The room of a module's file; an `__init__` of a room and the package's own have none."""
+    rooms = ("costs", "foundations", "data", "training", "inference", "zoo")
+    first, *rest = file.relative_to(source).parts
+    if first in rooms:
+        return first if rest != ["__init__.py"] else ""
+    return "" if first in ("__init__.py", "__main__.py", "cli.py") else "ground"
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Add the directives."""
     app.add_directive("page-table", PageTable)
     app.add_directive("finder", Finder)
+    app.add_directive("api", Api)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -33,8 +33,15 @@ class PdfLabels(SphinxPostTransform):
         for kind in (exercise_enumerable_node, exercise_node):
             for node in list(self.document.findall(kind)):
                 for label in node.get("ids", []):
-                    target = rf"\phantomsection\label{{\detokenize{{{self.env.docname}:{label}}}}}"
+                    target = rf"\phantomsection\label{{\detokenize{{{page_of(node)}:{label}}}}}"
                     node.parent.insert(node.parent.index(node), nodes.raw("", target, format="latex"))
+
+
+def page_of(node: nodes.Element | None) -> str:
+    """The page that a node of the assembled book came from."""
+    while node is not None and not (isinstance(node, nodes.section) and "docname" in node):
+        node = node.parent
+    return str(node["docname"]) if node is not None else "index"
 
 
 def use_visitors(app: Sphinx) -> None:

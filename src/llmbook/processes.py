@@ -1,7 +1,8 @@
 """Real processes: a function run on R ranks that form a group, and a count of what they send.
 
-`run` starts R processes of this machine, joins them into a gloo group and brings back what the function
-returned on each. `Traffic` counts what a rank hands over to the collectives, `Wire` what its sockets sent.
+`run` starts R processes of this machine, joins them into a gloo group and brings back what the
+function returned on each. `Traffic` counts what a rank hands over to the collectives, `Wire` what
+its sockets sent.
 
 Page: training/collectives, training/zero. Left out: ranks on several machines (torchrun).
 """
@@ -24,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkContext, ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -38,7 +40,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 T = TypeVar("T")
 
-PRELOADED = ("torch", "torch.distributed", "llmbook.processes")  # once, by the fork server, for all ranks
+PRELOADED = (
+    "torch",
+    "torch.distributed",
+    "llmbook.processes",
+)  # once, by the fork server, for all ranks
 THREADS = Path("/proc/self/task")
 
 
@@ -47,7 +53,7 @@ class RankFailed(RuntimeError):  # noqa: N818 (reads as what happened)
 
 
 class Results(list[T]):
-    """What each rank returned, by rank; `printed` holds what each rank wrote to its standard output."""
+    """What each rank returned, by rank; `printed` holds what each wrote to its standard output."""
 
     def __init__(self, values: list[T], printed: list[str]) -> None:
         super().__init__(values)
@@ -76,24 +82,28 @@ class Seat:
 def run(
     function: Callable[..., T], *args: Any, num_ranks: int, deadline: float = 60.0, **keywords: Any
 ) -> Results[T]:
-    """Run `function(*args, **keywords)` on R processes that form a gloo group; return what each returned.
+    """Run `function(*args, **keywords)` on R ranks of a gloo group and return what each returned.
 
-    Every rank has one thread. The first rank that fails stops the others; no process outlives the call.
-    Arguments and results are pickled, so each rank gets copies of its own.
+    Every rank has one thread. The first rank that fails stops the others; no process outlives the
+    call. Arguments and results are pickled, so each rank gets copies of its own.
 
     Raises:
-        ValueError: if `num_ranks` is not positive, or `function` does not stand in an importable module.
+        ValueError: if `num_ranks` is not positive, or `function` does not stand in an importable
+        module.
         RankFailed: if a rank raised, was killed or left.
-        TimeoutError: if a rank gave no answer in `deadline` seconds; the message shows where each one stands.
+        TimeoutError: if a rank gave no answer in `deadline` seconds; the message shows where each
+        one stands.
 
     >>> run(dist.get_rank, num_ranks=3)
     [0, 1, 2]
     """
-    return launch(Task(in_a_group, function, args, keywords), num_ranks=num_ranks, deadline=deadline)
+    return launch(
+        Task(in_a_group, function, args, keywords), num_ranks=num_ranks, deadline=deadline
+    )
 
 
 def run_alone(function: Callable[..., T], *args: Any, deadline: float = 60.0, **keywords: Any) -> T:
-    """Run the function in one process of its own, without a process group, and return what it returned.
+    """Run the function in a process of its own, without a group, and return what it returned.
 
     Raises as `run` does.
 
@@ -145,7 +155,9 @@ def launch(task: Task[T], *, num_ranks: int, deadline: float) -> Results[T]:
             for seat in seats:
                 ours, theirs = start.Pipe()
                 parent = os.getpid() if forked else None
-                process = start.Process(target=serve, args=(seat, orders, theirs, parent), daemon=True)
+                process = start.Process(
+                    target=serve, args=(seat, orders, theirs, parent), daemon=True
+                )
                 process.start()
                 theirs.close()  # so that the rank's death reads as the end of the file
                 processes.append(process)
@@ -165,8 +177,9 @@ def launch(task: Task[T], *, num_ranks: int, deadline: float) -> Results[T]:
 def context(module: str = "") -> ForkContext | ForkServerContext:
     """Fork where this process has one thread (seen, not declared), else a fork server.
 
-    A fork copies one thread only: after a threaded torch operator the copy waits for threads that it lacks.
-    The server starts at the first launch of this process and imports that launch's module, too.
+    A fork copies one thread only: after a threaded torch operator the copy waits for threads that
+    it lacks. The server starts at the first launch of this process and imports that launch's
+    module, too.
     """
     if THREADS.is_dir() and len(os.listdir(THREADS)) == 1:
         return multiprocessing.get_context("fork")
@@ -180,8 +193,8 @@ def require_importable(function: Callable[..., Any]) -> None:
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if module in (None, "__main__") or not name or "<" in name:
         raise ValueError(
-            f"function {name or function!r} of {module} cannot run on ranks: they import what they run, so "
-            "it has to stand in a module, not in a cell, a script, a lambda or another function"
+            f"function {name or function!r} of {module} cannot run on ranks: they import what they "
+            "run, so it has to stand in a module, not in a cell, a script, a lambda or a function"
         )
 
 
@@ -214,7 +227,7 @@ def answers(
 
 
 def cause(processes: list[BaseProcess], seats: list[Seat], rank: int, error: str) -> str:
-    """Why the launch failed: a rank that died is named first, since the others then lose their connection."""
+    """Why the launch failed: a rank that died comes first, as others then lose their connection."""
     if error:
         wait([process.sentinel for process in processes], timeout=0.1)  # one may be about to end
     else:
@@ -224,8 +237,12 @@ def cause(processes: list[BaseProcess], seats: list[Seat], rank: int, error: str
         rank, what = dead[0], ending(processes[dead[0]].exitcode)
     else:
         what = f"raised\n{error}"
-    printed = seats[rank].printed.read_text(errors="replace") if seats[rank].printed.exists() else ""
-    return f"rank {rank} of {len(seats)} {what}" + (f"\nIt had printed\n{printed}" if printed else "")
+    printed = (
+        seats[rank].printed.read_text(errors="replace") if seats[rank].printed.exists() else ""
+    )
+    return f"rank {rank} of {len(seats)} {what}" + (
+        f"\nIt had printed\n{printed}" if printed else ""
+    )
 
 
 def named(ranks: list[int]) -> str:
@@ -262,14 +279,14 @@ def where_it_stands(process: BaseProcess, seat: Seat) -> str:
     return "\n".join([f"rank {seat.rank} stands at", *(own or ["  (no line of its own)"])])
 
 
-# ---------------------------------------------------------------------------------------------- in the rank
+# ------------------------------------------------------------------------------- in the rank
 
 
 def serve(seat: Seat, orders: bytes, answer: Connection, parent: int | None) -> NoReturn:
     """What a rank does: set itself up, run the function, send its answer, and wait to be ended.
 
-    It waits because a rank that left at once would close sockets from which others may still read, and their
-    errors would hide the first one.
+    It waits because a rank that left at once would close sockets from which others may still read,
+    and their errors would hide the first one.
     """
     die_with_parent(parent)
     with seat.printed.open("ab") as printed, seat.stack.open("w") as stack:
@@ -300,17 +317,22 @@ def own_traceback(error: BaseException) -> str:
 def die_with_parent(parent: int | None) -> None:
     """Ask Linux to kill this rank when the process that started it ends.
 
-    `parent` is that process where it is known (a fork); a fork server ends with the process that it serves.
+    `parent` is that process where it is known (a fork). A fork server ends when nobody holds the
+    other end of its pipe any more, and hands a copy of that end to each rank, which therefore lets
+    it go.
     """
     if sys.platform != "linux":
         return
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent is not None and os.getppid() != parent:  # it ended before we could ask
+    if parent is None:
+        if (pipe := getattr(forkserver._forkserver, "_forkserver_alive_fd", None)) is not None:
+            os.close(pipe)
+    elif os.getppid() != parent:  # it ended before we could ask
         os._exit(1)
 
 
-# ------------------------------------------------------------------------------------------------- traffic
+# ----------------------------------------------------------------------------------- traffic
 
 KINDS = (
     "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "barrier",
@@ -340,12 +362,13 @@ class Collective:
         return next((kind for kind in KINDS if kind.replace("_", "") in plain), self.operator)
 
 
-class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Traffic(TorchDispatchMode):
     """Notes every collective that this process calls while the mode is active, in order.
 
-    It looks at the operators of torch's two namespaces for collectives and at the sizes of their tensors: it
-    serves hand-written code, FSDP and DTensor alike and knows no scheme. What is handed over is not yet what
-    is sent: `llmbook.costs.collectives` derives that from kind and size, `Wire` asks the kernel.
+    It looks at the operators of torch's two namespaces for collectives and at the sizes of their
+    tensors: it serves hand-written code, FSDP and DTensor alike and knows no scheme. What is handed
+    over is not yet what is sent: `llmbook.costs.collectives` derives that from kind and size,
+    `Wire` asks the kernel.
     """
 
     def __init__(self) -> None:
@@ -354,7 +377,7 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else the first operator imports torch's compiler in every rank, which takes seconds
+        return False  # else the first operator imports torch's compiler, which takes seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -367,8 +390,10 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return sum(call.given_bytes for call in self.calls if call.kind == kind)
 
 
-def collective(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Collective:
-    """The note of one call, by its schema: c10d names its outputs, the functional form returns them."""
+def collective(
+    operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> Collective:
+    """The note of one call: c10d names its outputs, the functional form returns them."""
     names = [argument.name for argument in operator._schema.arguments]
     values = {**dict(zip(names, args, strict=False)), **kwargs}
     outputs = [value for name, value in values.items() if name.startswith("out")]
@@ -398,10 +423,11 @@ def group_size(arguments: dict[str, Any]) -> int:
 
 
 class Wire:
-    """Counts what this rank's sockets send inside the `with` block, as the kernel counts it.
+    """Adds up what this rank's sockets send inside its `with` blocks, as the kernel counts it.
 
-    Payload without headers, retransmissions taken off (TCP_INFO, Linux); `sent_bytes` is None elsewhere.
-    A barrier on either side lets every rank finish first; its few bytes and gloo's own messages count, too.
+    Payload without headers, retransmissions taken off (TCP_INFO, Linux); `sent_bytes` is None
+    elsewhere. A barrier on either side lets every rank finish first; its few bytes and gloo's own
+    messages count, too.
     """
 
     sent_bytes: int | None = None
@@ -412,17 +438,21 @@ class Wire:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        if error is None and self.before is not None:
-            dist.barrier()
-            after = sent_by_sockets()
-            assert after is not None
-            self.sent_bytes = after - self.before
+        if error is not None:
+            return
+        dist.barrier()
+        after = sent_by_sockets()
+        if after is not None and self.before is not None:
+            self.sent_bytes = (self.sent_bytes or 0) + after - self.before
 
 
 def sent_by_sockets() -> int | None:
-    """Bytes that this process's TCP sockets have sent so far; None where the kernel does not say."""
+    """Bytes that this process's TCP sockets have sent; None where the kernel does not say."""
     if sys.platform != "linux":
         return None
     return sum(sent_by_socket(descriptor) for descriptor in tcp_sockets())
@@ -434,14 +464,20 @@ def tcp_sockets() -> Iterator[int]:
         with suppress(OSError):
             if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 found = socket.socket(fileno=os.dup(int(name)))
-                if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
+                if (
+                    found.family in (socket.AF_INET, socket.AF_INET6)
+                    and found.type == socket.SOCK_STREAM
+                ):
                     yield int(name)
                 found.close()
 
 
 def sent_by_socket(descriptor: int) -> int:
-    """Payload bytes that one TCP socket has sent, sent again ones taken off: fields of `struct tcp_info`."""
-    TCP_INFO, BYTES_SENT = 11, 200  # the option, and the place of tcpi_bytes_sent and tcpi_bytes_retrans
+    """Payload that one TCP socket has sent, retransmissions taken off: fields of `tcp_info`."""
+    TCP_INFO, BYTES_SENT = (
+        11,
+        200,
+    )  # the option, and the place of tcpi_bytes_sent and tcpi_bytes_retrans
     with socket.socket(fileno=os.dup(descriptor)) as connection:
         info = connection.getsockopt(socket.IPPROTO_TCP, TCP_INFO, 256)
     if len(info) < BYTES_SENT + 16:

@@ -26,7 +26,7 @@ def texts() -> list[str]:
 
 
 def pair_of_sets(*, shared: int, own: int) -> tuple[set[str], set[str]]:
-    """Two sets with elements in common and as many of their own: similarity shared / (shared + 2 own)."""
+    """Two sets of similarity shared / (shared + 2 own)."""
     common = {f"common {i}" for i in range(shared)}
     return common | {f"left {i}" for i in range(own)}, common | {f"right {i}" for i in range(own)}
 
@@ -43,7 +43,12 @@ def datasketch_minhash(shingles: set[str], permutations: dd.Permutations) -> dat
 
 
 def test_fineweb_probabilities_are_those_of_14_bands_of_8_rows():
-    printed = {0.7: "56", 0.75: "77", 0.8: "92", 0.85: "98.8"}  # per cent; penedo2024fineweb, appendix E.1
+    printed = {
+        0.7: "56",
+        0.75: "77",
+        0.8: "92",
+        0.85: "98.8",
+    }  # per cent; penedo2024fineweb, appendix E.1
     for similarity, percent in printed.items():
         ours = 100 * dd.candidate_probability(similarity, num_bands=14, rows_per_band=8)
         half_a_digit = 0.5 * 10 ** -len(percent.partition(".")[2])
@@ -62,7 +67,7 @@ def test_refinedweb_appendix_holds_for_450_bands_of_20_and_section_3_3_is_swappe
 
 
 def test_slimpajama_banding_is_the_best_for_128_hashes_at_0_8():
-    # main.py of its preprocessing: bands = 9, range = 13; soboleva2023slimpajama prints the threshold 0.8
+    # soboleva2023slimpajama prints the threshold 0.8; its main.py has bands = 9, range = 13
     assert dd.best_banding(0.8, num_hashes=128) == (9, 13)
 
 
@@ -78,7 +83,9 @@ def test_signatures_are_datasketch_s_to_the_bit(texts: list[str], generator: np.
     permutations = dd.random_permutations(generator, num_hashes=NUM_HASHES)
     ours = dd.signatures(texts[:10], permutations)
     for text, signature in zip(texts, ours, strict=False):
-        assert np.array_equal(datasketch_minhash(dd.shingles(text), permutations).hashvalues, signature)
+        assert np.array_equal(
+            datasketch_minhash(dd.shingles(text), permutations).hashvalues, signature
+        )
 
 
 def test_estimate_is_datasketch_s(generator: np.random.Generator):
@@ -90,14 +97,18 @@ def test_estimate_is_datasketch_s(generator: np.random.Generator):
         assert dd.estimated_jaccard(*ours) == theirs
 
 
-def test_candidates_are_what_datasketch_s_index_returns(texts: list[str], generator: np.random.Generator):
+def test_candidates_are_what_datasketch_s_index_returns(
+    texts: list[str], generator: np.random.Generator
+):
     many, _ = dd.planted(texts, similarities=[0.5, 0.6, 0.7, 0.8, 0.9] * 4, generator=generator)
     permutations = dd.random_permutations(generator, num_hashes=NUM_HASHES)
     sketches = [datasketch_minhash(dd.shingles(text), permutations) for text in many]
     index = datasketch.MinHashLSH(num_perm=NUM_HASHES, params=(16, 8))
     for document, sketch in enumerate(sketches):
         index.insert(document, sketch)
-    theirs = {(low, high) for high, one in enumerate(sketches) for low in index.query(one) if low < high}
+    theirs = {
+        (low, high) for high, one in enumerate(sketches) for low in index.query(one) if low < high
+    }
     ours = dd.candidate_pairs(dd.signatures(many, permutations), num_bands=16, rows_per_band=8)
     assert ours == theirs
     assert len(ours) > 5
@@ -128,14 +139,18 @@ def test_estimate_is_unbiased_with_the_binomial_s_error(
     estimates = []
     for _ in range(trials):
         permutations = dd.random_permutations(generator, num_hashes=64)
-        estimates.append(dd.estimated_jaccard(dd.signature(a, permutations), dd.signature(b, permutations)))
+        estimates.append(
+            dd.estimated_jaccard(dd.signature(a, permutations), dd.signature(b, permutations))
+        )
     error = math.sqrt(similarity * (1 - similarity) / 64)
     assert np.mean(estimates) == pytest.approx(similarity, abs=4 * error / math.sqrt(trials))
     assert np.std(estimates) == pytest.approx(error, rel=4 / math.sqrt(2 * trials))
 
 
 @pytest.mark.parametrize(("shared", "own"), [(100, 50), (120, 30), (140, 20), (160, 10)])
-def test_measured_candidates_follow_the_s_curve(shared: int, own: int, generator: np.random.Generator):
+def test_measured_candidates_follow_the_s_curve(
+    shared: int, own: int, generator: np.random.Generator
+):
     num_bands, rows_per_band, trials = 6, 5, 1000
     a, b = (dd.shingle_hashes(one) for one in pair_of_sets(shared=shared, own=own))
     found = 0
@@ -144,16 +159,24 @@ def test_measured_candidates_follow_the_s_curve(shared: int, own: int, generator
         both = np.stack([dd.signature(a, permutations), dd.signature(b, permutations)])
         found += len(dd.candidate_pairs(both, num_bands=num_bands, rows_per_band=rows_per_band))
     similarity = shared / (shared + 2 * own)
-    expected = dd.candidate_probability(similarity, num_bands=num_bands, rows_per_band=rows_per_band)
-    assert found / trials == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / trials))
+    expected = dd.candidate_probability(
+        similarity, num_bands=num_bands, rows_per_band=rows_per_band
+    )
+    assert found / trials == pytest.approx(
+        expected, abs=4 * math.sqrt(expected * (1 - expected) / trials)
+    )
 
 
 @pytest.mark.parametrize(
     ("num_bands", "rows_per_band"), [(1, 1), (10, 1), (1, 10), (14, 8), (450, 20), (93, 15)]
 )
-def test_half_of_the_pairs_at_the_even_odds_similarity_are_candidates(num_bands: int, rows_per_band: int):
+def test_half_of_the_pairs_at_the_even_odds_similarity_are_candidates(
+    num_bands: int, rows_per_band: int
+):
     similarity = dd.even_odds_similarity(num_bands=num_bands, rows_per_band=rows_per_band)
-    probability = dd.candidate_probability(similarity, num_bands=num_bands, rows_per_band=rows_per_band)
+    probability = dd.candidate_probability(
+        similarity, num_bands=num_bands, rows_per_band=rows_per_band
+    )
     assert probability == pytest.approx(0.5, abs=1e-12)
 
 
@@ -195,7 +218,10 @@ def same(a: str, b: str) -> bool:
 def test_each_line_of_all_texts_is_kept_exactly_once(texts: list[str]):
     with_lines = [text.replace(". ", ".\n") for text in texts]
     kept = [
-        line for text in dd.without_repeats(with_lines, separator="\n") for line in text.split("\n") if line
+        line
+        for text in dd.without_repeats(with_lines, separator="\n")
+        for line in text.split("\n")
+        if line
     ]
     lines = [line for text in with_lines for line in text.split("\n")]
     assert len({dd.normalized(line) for line in kept}) == len(kept)
@@ -227,13 +253,15 @@ def test_clusters_are_the_classes_of_the_transitive_closure(generator: np.random
 
 def test_suffixes_stand_in_order(generator: np.random.Generator):
     tokens = [str(token) for token in generator.integers(0, 3, 60)]
-    suffixes = [tokens[start:] for start in dd.suffix_array(tokens)]
+    suffixes = [tokens[start:] for start in dd.suffix_array(dd.token_numbers(tokens))]
     assert all(before < after for before, after in itertools.pairwise(suffixes))
     assert sorted(len(suffix) for suffix in suffixes) == list(range(1, 61))
 
 
 @pytest.mark.parametrize("min_length", [1, 2, 3, 5])
-def test_repeated_spans_are_those_of_all_pairs_of_positions(min_length: int, generator: np.random.Generator):
+def test_repeated_spans_are_those_of_all_pairs_of_positions(
+    min_length: int, generator: np.random.Generator
+):
     for _ in range(30):
         tokens = [str(token) for token in generator.integers(0, 3, 25)]
         covered = set()
@@ -255,7 +283,9 @@ def test_copied_passage_of_50_tokens_is_found_and_one_of_49_is_not():
 
 
 @pytest.mark.parametrize("num_words", [1, 5, 13])
-def test_edited_copy_has_the_similarity_that_its_edits_leave(num_words: int, generator: np.random.Generator):
+def test_edited_copy_has_the_similarity_that_its_edits_leave(
+    num_words: int, generator: np.random.Generator
+):
     text = " ".join(f"word{i}" for i in range(2000))
     for similarity in (0.5, 0.75, 0.9, 1.0):
         copy = dd.edited_copy(text, similarity=similarity, generator=generator, num_words=num_words)
@@ -275,7 +305,9 @@ def test_pipeline_finds_what_a_comparison_of_all_pairs_finds(
     all_pairs = itertools.combinations(range(len(many)), 2)
     naive = {(i, j) for i, j in all_pairs if dd.jaccard(sets[i], sets[j]) >= 0.8}
     permutations = dd.random_permutations(generator, num_hashes=NUM_HASHES)
-    candidates = dd.candidate_pairs(dd.signatures(many, permutations), num_bands=25, rows_per_band=5)
+    candidates = dd.candidate_pairs(
+        dd.signatures(many, permutations), num_bands=25, rows_per_band=5
+    )
     found = dd.near_duplicates(many, candidates, threshold=0.8)
     assert found == naive  # a pair of 0.83 is missed with probability (1 - 0.83^5)^25, below 10^-5
     assert found < truth  # the rest were planted below 0.8
@@ -286,14 +318,22 @@ def test_pipeline_finds_what_a_comparison_of_all_pairs_finds(
 
 def test_recall_on_the_whole_corpus_is_the_mean_of_the_s_curve(generator: np.random.Generator):
     long = [document.text for document in corpus.documents() if len(document.text.split()) > 400]
-    many, truth = dd.planted(long, similarities=list(np.linspace(0.6, 0.95, 300)), generator=generator)
+    many, truth = dd.planted(
+        long, similarities=list(np.linspace(0.6, 0.95, 300)), generator=generator
+    )
     permutations = dd.random_permutations(generator, num_hashes=112)
-    candidates = dd.candidate_pairs(dd.signatures(many, permutations), num_bands=14, rows_per_band=8)
-    exact = np.array([dd.jaccard(dd.shingles(many[low]), dd.shingles(many[high])) for low, high in truth])
+    candidates = dd.candidate_pairs(
+        dd.signatures(many, permutations), num_bands=14, rows_per_band=8
+    )
+    exact = np.array(
+        [dd.jaccard(dd.shingles(many[low]), dd.shingles(many[high])) for low, high in truth]
+    )
     chances = dd.candidate_probability(exact, num_bands=14, rows_per_band=8)
     _, recall = dd.precision_and_recall(candidates, truth)
-    # 5 sigma of independent pairs, for all pairs share the 112 permutations and so a little of their luck
-    assert recall == pytest.approx(chances.mean(), abs=5 * math.sqrt((chances * (1 - chances)).sum()) / 300)
+    # 5 sigma of independent pairs, for all pairs share the permutations and so some of their luck
+    assert recall == pytest.approx(
+        chances.mean(), abs=5 * math.sqrt((chances * (1 - chances)).sum()) / 300
+    )
     assert dd.comparisons_avoided(len(candidates), num_documents=len(many)) > 0.999
 
 
@@ -312,7 +352,9 @@ def test_frozen_corpus_holds_no_duplicate_document():
         (lambda g: dd.jaccard(set(), set()), "a and b are both empty"),
         (lambda g: dd.random_permutations(g, num_hashes=0), "num_hashes 0 is less than 1"),
         (
-            lambda g: dd.signature(np.array([], np.uint32), dd.random_permutations(g, num_hashes=2)),
+            lambda g: dd.signature(
+                np.array([], np.uint32), dd.random_permutations(g, num_hashes=2)
+            ),
             "is empty",
         ),
         (
@@ -323,12 +365,18 @@ def test_frozen_corpus_holds_no_duplicate_document():
             lambda g: dd.candidate_pairs(np.zeros((2, 8), np.uint32), num_bands=3, rows_per_band=3),
             "num_bands 3 x rows_per_band 3 not in 1 to 8",
         ),
-        (lambda g: dd.error_areas(1.1, num_bands=1, rows_per_band=1), "threshold 1.1 is not between 0 and 1"),
+        (
+            lambda g: dd.error_areas(1.1, num_bands=1, rows_per_band=1),
+            "threshold 1.1 is not between 0 and 1",
+        ),
         (
             lambda g: dd.edited_copy("a b c", similarity=0.0, generator=g),
             r"similarity 0.0 is not in \(0, 1\]",
         ),
-        (lambda g: dd.edited_copy("a b c", similarity=0.9, generator=g), "text has 3 words, fewer than"),
+        (
+            lambda g: dd.edited_copy("a b c", similarity=0.9, generator=g),
+            "text has 3 words, fewer than",
+        ),
         (lambda g: dd.precision_and_recall(set(), {(0, 1)}), "found has 0 pairs and truth 1"),
         (lambda g: dd.repeated_spans("aa", min_length=0), "min_length 0 is less than 1"),
     ],

@@ -1,4 +1,4 @@
-"""Attention against PyTorch's own, against the sum written out, and the laws of masks and caches."""
+"""Attention against PyTorch's own and the sum written out; laws of masks and caches."""
 
 import math
 
@@ -8,13 +8,18 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from llmbook.foundations.attention import KVCache, attention, causal_mask
 
-TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-5}  # 10 to 100 roundings of numbers of order one
+TOLERANCE = {
+    torch.float64: 1e-14,
+    torch.float32: 1e-5,
+}  # 10 to 100 roundings of numbers of order one
 
 
 def tensors(B, N, K, T, S, H, dtype, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = ((B, N, T, H), (B, K, S, H), (B, K, S, H))
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -42,7 +47,8 @@ def test_equals_the_sum_written_out():
         for t in range(T):
             seen = range(S - T + t + 1)
             scores = [
-                sum(query[0][n][t][h] * key[0][shared][s][h] for h in range(H)) / math.sqrt(H) for s in seen
+                sum(query[0][n][t][h] * key[0][shared][s][h] for h in range(H)) / math.sqrt(H)
+                for s in seen
             ]
             total = sum(math.exp(score) for score in scores)
             for h in range(H):
@@ -101,7 +107,9 @@ def test_grouped_heads_allocate_no_copy_of_the_keys():
 
     with Watch():
         attention(query, key, value)
-    assert max(sizes) == key.numel()  # a view of the key; repeated for 8 heads it would be 8 times as large
+    assert (
+        max(sizes) == key.numel()
+    )  # a view of the key; repeated for 8 heads it would be 8 times as large
 
 
 def test_the_cache_returns_all_tokens_in_their_order():

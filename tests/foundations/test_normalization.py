@@ -21,13 +21,20 @@ def inputs(dtype=torch.float64):
 def test_equal_torch_forward_and_backward(dtype, tolerance):
     x, weight, bias = (tensor.requires_grad_() for tensor in inputs(dtype))
     pairs = [
-        (layer_norm(x, weight, bias, epsilon=EPSILON), functional.layer_norm(x, (D,), weight, bias, EPSILON)),
+        (
+            layer_norm(x, weight, bias, epsilon=EPSILON),
+            functional.layer_norm(x, (D,), weight, bias, EPSILON),
+        ),
         (rms_norm(x, weight, epsilon=EPSILON), functional.rms_norm(x, (D,), weight, EPSILON)),
     ]
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
-        ours_grad, theirs_grad = (torch.autograd.grad(y.square().sum(), (x, weight)) for y in (ours, theirs))
-        torch.testing.assert_close(ours_grad, theirs_grad, atol=100 * tolerance, rtol=100 * tolerance)
+        ours_grad, theirs_grad = (
+            torch.autograd.grad(y.square().sum(), (x, weight)) for y in (ours, theirs)
+        )
+        torch.testing.assert_close(
+            ours_grad, theirs_grad, atol=100 * tolerance, rtol=100 * tolerance
+        )
 
 
 def test_in_bf16_rms_norm_equals_transformers_to_the_bit():
@@ -61,7 +68,9 @@ def test_on_vectors_without_mean_the_two_agree():
 def test_the_output_has_mean_zero_and_mean_square_one():
     x, *_ = inputs()
     y = LayerNorm(D, epsilon=0.0).double()(x)
-    torch.testing.assert_close(y.mean(-1), torch.zeros(2, 5, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        y.mean(-1), torch.zeros(2, 5, dtype=torch.float64), atol=1e-12, rtol=0
+    )
     for module in (LayerNorm(D, epsilon=0.0), RMSNorm(D, epsilon=0.0)):
         mean_square = module.double()(x).square().mean(-1)
         torch.testing.assert_close(mean_square, torch.ones(2, 5, dtype=torch.float64))

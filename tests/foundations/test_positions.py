@@ -1,4 +1,4 @@
-"""Rotary positions and ALiBi against transformers' code and the papers' statements, and their laws."""
+"""Rotary positions and ALiBi against transformers and the papers, and their laws."""
 
 import pytest
 import torch
@@ -55,8 +55,12 @@ def test_pairs_are_complex_numbers_turned():
     x = vectors(1, 2, 3, H)
     positions = torch.tensor([4, 5, 6], dtype=torch.float64)
     angles = positions[:, None] * rope_frequencies(H)
-    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angles), angles)
-    torch.testing.assert_close(rotate_pairs(x, turn_of([4, 5, 6])), torch.view_as_real(turned).flatten(-2))
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(
+        torch.ones_like(angles), angles
+    )
+    torch.testing.assert_close(
+        rotate_pairs(x, turn_of([4, 5, 6])), torch.view_as_real(turned).flatten(-2)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -72,7 +76,9 @@ def test_halves_equal_transformers(dtype):
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize(("factor", "trained_len", "H"), [(8.0, 8192, 128), (32.0, 8192, 64), (4.0, 64, 16)])
+@pytest.mark.parametrize(
+    ("factor", "trained_len", "H"), [(8.0, 8192, 128), (32.0, 8192, 64), (4.0, 64, 16)]
+)
 def test_stretched_frequencies_equal_transformers(factor, trained_len, H):
     config = LlamaConfig(hidden_size=H, num_attention_heads=1, head_dim=H)
     config.rope_parameters = {
@@ -80,7 +86,9 @@ def test_stretched_frequencies_equal_transformers(factor, trained_len, H):
         "high_freq_factor": 4.0, "original_max_position_embeddings": trained_len,
     }  # fmt: skip
     ours = stretched(rope_frequencies(H, theta=500_000.0), factor=factor, trained_len=trained_len)
-    torch.testing.assert_close(ours.float(), LlamaRotaryEmbedding(config).inv_freq, rtol=2e-6, atol=0)
+    torch.testing.assert_close(
+        ours.float(), LlamaRotaryEmbedding(config).inv_freq, rtol=2e-6, atol=0
+    )
 
 
 def test_a_factor_of_one_stretches_nothing():
@@ -97,7 +105,9 @@ def test_matrices_for_pairs_give_the_same_scores_in_halves():
         return (hidden @ weight.T).unflatten(-1, (4, H)).transpose(1, 2)  # B N T H
 
     pairs = [rotate_pairs(heads(weight), turn) for weight in matrices.values()]
-    halves = [rotate(heads(pairs_to_halves(weight, head_dim=H)), turn) for weight in matrices.values()]
+    halves = [
+        rotate(heads(pairs_to_halves(weight, head_dim=H)), turn) for weight in matrices.values()
+    ]
     torch.testing.assert_close(halves[0] @ halves[1].mT, pairs[0] @ pairs[1].mT)
     assert not torch.allclose(rotate(heads(matrices["query"]), turn), pairs[0])
 
@@ -111,13 +121,17 @@ def test_alibi_equals_bloom_up_to_what_softmax_ignores(num_heads):
     for b in range(2):
         real = mask[b].bool()
         difference = (theirs[b] - ours[b])[:, :, real]
-        torch.testing.assert_close(difference, difference[:, :, :1].expand_as(difference), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            difference, difference[:, :, :1].expand_as(difference), atol=1e-5, rtol=0
+        )
 
 
 def test_slopes_of_the_paper():
     """Section 3: 8 heads have 1/2, 1/4 ... 1/256; 16 heads start at 2^-0.5 and end there too."""
     assert alibi_slopes(8).tolist() == [1 / 2**i for i in range(1, 9)]
-    torch.testing.assert_close(alibi_slopes(16)[[0, -1]], torch.tensor([2**-0.5, 2**-8], dtype=torch.float64))
+    torch.testing.assert_close(
+        alibi_slopes(16)[[0, -1]], torch.tensor([2**-0.5, 2**-8], dtype=torch.float64)
+    )
 
 
 def test_alibi_is_zero_at_the_query_and_falls_with_distance():

@@ -17,28 +17,33 @@ from llmbook.zoo.llama import (
 )
 
 FAMILY = {"positions": "rotary", "norm": "rms_norm", "activation": "silu", "gated": True}
-BARE = {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False, "tie_embeddings": False}
+BARE = {
+    "attention_bias": False,
+    "attention_output_bias": False,
+    "mlp_bias": False,
+    "tie_embeddings": False,
+}
 # Between them, every optional field of the family takes two values at least.
 MODELS = {
     "as LLaMA": ModelConfig(
-        **FAMILY, **BARE, vocab_size=97, hidden_size=48, num_layers=2, num_heads=4, intermediate_size=80,
-        max_seq_len=64, norm_epsilon=1e-6,
+        **FAMILY, **BARE, vocab_size=97, hidden_size=48, num_layers=2, num_heads=4,
+        intermediate_size=80, max_seq_len=64, norm_epsilon=1e-6,
     ),
     "grouped, wide heads, tied, all biases": ModelConfig(
-        **FAMILY, vocab_size=101, hidden_size=42, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=12,
-        intermediate_size=72, max_seq_len=128, rope_theta=500_000.0, norm_epsilon=1e-2, attention_bias=True,
-        attention_output_bias=True, mlp_bias=True, tie_embeddings=True,
+        **FAMILY, vocab_size=101, hidden_size=42, num_layers=3, num_heads=6, num_kv_heads=2,
+        head_dim=12, intermediate_size=72, max_seq_len=128, rope_theta=500_000.0, norm_epsilon=1e-2,
+        attention_bias=True, attention_output_bias=True, mlp_bias=True, tie_embeddings=True,
     ),
     "one head of keys, stretched positions": ModelConfig(
-        **FAMILY, **BARE | {"mlp_bias": True, "tie_embeddings": True}, vocab_size=89, hidden_size=64,
-        num_layers=1, num_heads=8, num_kv_heads=1, intermediate_size=51, max_seq_len=256, rope_theta=1000.0,
-        rope_factor=8.0, rope_trained_len=32,
+        **FAMILY, **BARE | {"mlp_bias": True, "tie_embeddings": True}, vocab_size=89,
+        hidden_size=64, num_layers=1, num_heads=8, num_kv_heads=1, intermediate_size=51,
+        max_seq_len=256, rope_theta=1000.0, rope_factor=8.0, rope_trained_len=80,
     ),
 }  # fmt: skip
 
 
 def pair(config, dtype=torch.float32):
-    """The same random weights in transformers' model and in ours; large enough for attention to be sharp."""
+    """The same random weights in both models; large enough for attention to be sharp."""
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(LlamaConfig(**transformers_config(config))).eval()
     for weight in theirs.parameters():
@@ -51,7 +56,9 @@ def padded_batch(config, T=20, padding=7):
     tokens = torch.randint(config.vocab_size, (2, T), generator=torch.Generator().manual_seed(1))
     attention_mask = torch.ones(2, T, dtype=torch.bool)
     attention_mask[0, :padding] = False
-    positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(~attention_mask, 1)  # as generate() does
+    positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(
+        ~attention_mask, 1
+    )  # as generate() does
     return tokens, attention_mask, positions
 
 
@@ -73,7 +80,7 @@ def test_logits_equal_transformers_in_one_pass(name):
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_logits_equal_transformers_through_both_caches(name):
-    """A prompt of 12 tokens, then 1, 1, 4 and 2 more: each chunk against transformers' own cached chunk."""
+    """A prompt of 12 tokens, then 1, 1, 4 and 2 more, each chunk against transformers' own."""
     ours, theirs = pair(MODELS[name])
     tokens, mask, positions = padded_batch(MODELS[name])
     caches, their_cache = [KVCache() for _ in ours.layers], None
@@ -111,7 +118,9 @@ def test_every_card_has_transformers_shapes(name):
     """All weights of the real size, on the meta device, by name and shape."""
     config = cards()[name].config
     with torch.device("meta"):
-        theirs = LlamaForCausalLM(LlamaConfig(**transformers_config(config) | {"num_hidden_layers": 1}))
+        theirs = LlamaForCausalLM(
+            LlamaConfig(**transformers_config(config) | {"num_hidden_layers": 1})
+        )
     expected = {name: tuple(weight.shape) for name, weight in theirs.named_parameters()}
     ours = {}
     for module in modules(config):
@@ -121,16 +130,19 @@ def test_every_card_has_transformers_shapes(name):
 
 
 def test_widths_of_all_releases():
-    """`multiple_of` and `ffn_dim_multiplier` as the releases' params.json have them; F as the cards do."""
-    rules = {
-        "llama-7b": (256, 1.0), "llama-13b": (256, 1.0), "llama-33b": (256, 1.0), "llama-65b": (256, 1.0),
-        "llama-2-7b": (256, 1.0), "llama-2-13b": (256, 1.0), "llama-2-70b": (4096, 1.3),
-        "llama-3-8b": (1024, 1.3), "llama-3-70b": (4096, 1.3), "llama-3.1-405b": (4096, 1.2),
-        "llama-3.2-3b": (256, 1.0),
+    """`multiple_of` and `ffn_dim_multiplier` as the releases have them, F as the cards do."""
+    plain = "llama-7b llama-13b llama-33b llama-65b llama-2-7b llama-2-13b llama-3.2-3b"
+    rules = dict.fromkeys(plain.split(), (256, 1.0)) | {
+        "llama-2-70b": (4096, 1.3), "llama-3-8b": (1024, 1.3), "llama-3-70b": (4096, 1.3),
+        "llama-3.1-8b": (1024, 1.3), "llama-3.1-70b": (4096, 1.3), "llama-3.1-405b": (4096, 1.2),
+        "llama-3.2-1b": (256, 1.5),
     }  # fmt: skip
+    assert set(rules) == {name for name, card in cards().items() if card.family == "LLaMA"}
     for name, (multiple_of, multiplier) in rules.items():
         config = cards()[name].config
-        width = feed_forward_width(config.hidden_size, multiple_of=multiple_of, multiplier=multiplier)
+        width = feed_forward_width(
+            config.hidden_size, multiple_of=multiple_of, multiplier=multiplier
+        )
         assert width == config.intermediate_size, name
 
 

@@ -25,7 +25,14 @@ SURROUNDINGS = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "MATPLOTLIBRC": str(Path(__file__).with_name("matplotlibrc")),
 }
-SHAPE_OUTPUT = ("COLUMNS", "LINES", "FORCE_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS", "PYTHONSTARTUP")
+SHAPE_OUTPUT = (
+    "COLUMNS",
+    "LINES",
+    "FORCE_COLOR",
+    "CLICOLOR_FORCE",
+    "PYTHONWARNINGS",
+    "PYTHONSTARTUP",
+)
 
 
 def main() -> int:
@@ -59,7 +66,7 @@ def main() -> int:
 
 
 def settle_surroundings() -> None:
-    """Start again with the variables that pages need, if they are not set: some are read at start only."""
+    """Start again with the variables that pages need: some are read at a start only."""
     wanted = {**os.environ, **SURROUNDINGS}
     for name in SHAPE_OUTPUT:
         wanted.pop(name, None)
@@ -80,17 +87,37 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m execution", description=__doc__)
     made.add_argument("book", type=Path, help="folder of the pages (Sphinx's source folder)")
     made.add_argument("pages", nargs="*", help="only these pages, by name or path")
-    made.add_argument("--cache", type=Path, required=True, help="folder of the cache (nb_execution_cache_path)")
+    made.add_argument(
+        "--cache", type=Path, required=True, help="folder of the cache (nb_execution_cache_path)"
+    )
     made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="pages at a time")
-    made.add_argument("--preload", default="", help="modules to import once, before pages are forked: a,b,c")
-    made.add_argument("--locks", type=Path, help="constraints file: only its packages' versions count")
-    made.add_argument("--root", type=Path, help="repository whose files count (default: the book's)")
-    made.add_argument("--exclude", action="append", default=[], help="pattern of page names to leave out")
-    made.add_argument("--fresh", action="store_true", help="execute every page, whatever the cache says")
-    made.add_argument("--why", metavar="PAGE", help="say why a page ran or would run, and run nothing")
-    made.add_argument("--kernels", action="store_true", help="ordinary Jupyter kernels instead of forks")
-    made.add_argument("--cpu-slack", type=float, default=3.0, help="a budget's multiple that stops a page")
-    made.add_argument("--wall-slack", type=float, default=6.0, help="the same for seconds on the clock")
+    made.add_argument(
+        "--preload", default="", help="modules to import once, before pages are forked: a,b,c"
+    )
+    made.add_argument(
+        "--locks", type=Path, help="constraints file: only its packages' versions count"
+    )
+    made.add_argument(
+        "--root", type=Path, help="repository whose files count (default: the book's)"
+    )
+    made.add_argument(
+        "--exclude", action="append", default=[], help="pattern of page names to leave out"
+    )
+    made.add_argument(
+        "--fresh", action="store_true", help="execute every page, whatever the cache says"
+    )
+    made.add_argument(
+        "--why", metavar="PAGE", help="say why a page ran or would run, and run nothing"
+    )
+    made.add_argument(
+        "--kernels", action="store_true", help="ordinary Jupyter kernels instead of forks"
+    )
+    made.add_argument(
+        "--cpu-slack", type=float, default=3.0, help="a budget's multiple that stops a page"
+    )
+    made.add_argument(
+        "--wall-slack", type=float, default=6.0, help="the same for seconds on the clock"
+    )
     return made
 
 

@@ -1,14 +1,13 @@
 """What is known of each page's last execution, and whether it still holds.
 
-One record a page (JSON) stands beside the jupyter-cache in which its executed notebook lies.  A page
-is reused only if its record says that nothing it came from has changed: code, expressions, files,
-folders, versions, and the modules of this stage that shape outputs.
+One record a page (JSON) stands beside the jupyter-cache in which its executed notebook lies. A
+page is reused only if its record says that nothing it came from has changed: code, expressions,
+files, folders, versions, and the modules of this stage that shape outputs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import hashlib
 import json
@@ -23,10 +22,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from execution.pages import KERNELSPEC, Page, PageError, code_key, name_page_in_kernelspec, read_page
+from execution.pages import (
+    PageError,
+    code_key,
+    read_page,
+)
 
 FORMAT = 1
-SHAPING_MODULES = ("child.py", "matplotlibrc", "outputs.py", "pages.py", "watch.py")
+SHAPING_MODULES = ("child.py", "matplotlibrc", "notebooks.py", "outputs.py", "pages.py", "watch.py")
+CHANGED = "changed while the page ran"
 CLOCK_GRAIN_NS = 20_000_000  # file systems stamp a little behind the clock
 
 Fingerprint = Callable[[str], str]
@@ -81,7 +85,7 @@ class Cache:
 
     def write_record(self, name: str, record: Record) -> None:
         """Write a page's record, all or nothing."""
-        write_atomically(self.record_path(name), {"format": FORMAT, **asdict(record)})
+        write_json(self.record_path(name), {"format": FORMAT, **asdict(record)})
 
     def forget(self, name: str) -> None:
         """Remove a page's record, so that nothing can show an outdated result as a true one."""
@@ -91,95 +95,84 @@ class Cache:
     def names(self) -> list[str]:
         """The pages that have a record."""
         pages = self.folder / "pages"
-        return [path.relative_to(pages).with_suffix("").as_posix() for path in pages.rglob("*.json")]
+        return [
+            path.relative_to(pages).with_suffix("").as_posix() for path in pages.rglob("*.json")
+        ]
 
     def forget_pages_other_than(self, names: set[str]) -> None:
         """Remove the records of pages that the book no longer has."""
         for name in set(self.names()) - names:
             self.forget(name)
 
-    def remove_unused_notebooks(self) -> None:
-        """Remove executed notebooks to which no record refers any more."""
-        used = {record.hashkey for name in self.names() if (record := self.record(name))}
-        unused = self.known_hashkeys() - used
-        if unused:
-            with contextlib.closing(sqlite3.connect(self.folder / "global.db")) as connection, connection:
-                connection.executemany("DELETE FROM nbcache WHERE hashkey = ?", [(key,) for key in unused])
-        for path in (self.folder / "executed").iterdir() if (self.folder / "executed").is_dir() else ():
-            if path.name not in used:
-                shutil.rmtree(path, ignore_errors=True)
+    def store(self, hashkey: str, notebook: str) -> str:
+        """Write an executed notebook; the fingerprint of its file."""
+        path = self.notebook_path(hashkey)
+        write_atomically(path, notebook)
+        return file_fingerprint(str(path))
 
     def notebook_path(self, hashkey: str) -> Path:
         """Where jupyter-cache keeps an executed notebook."""
         return self.folder / "executed" / hashkey / "base.ipynb"
 
-    def known_hashkeys(self) -> set[str]:
-        """The notebooks that jupyter-cache's database knows; a damaged database is removed."""
-        database = self.folder / "global.db"
-        if not database.exists():
-            return set()
-        try:
-            with contextlib.closing(sqlite3.connect(database)) as connection:
-                if connection.execute("PRAGMA quick_check").fetchone() != ("ok",):
-                    raise sqlite3.DatabaseError("quick_check")
-                return {row[0] for row in connection.execute("SELECT hashkey FROM nbcache")}
-        except sqlite3.DatabaseError:
+    def holds(self, record: Record) -> bool:
+        """Whether a record's executed notebook is there and whole."""
+        return file_fingerprint(str(self.notebook_path(record.hashkey))) == record.notebook
+
+    def bring_index_up_to_date(self) -> None:
+        """Let jupyter-cache's database name exactly the notebooks that have a record.
+
+        The database is an index and nothing depends on its age: where it is missing, damaged or
+        behind (a stage was killed), it is made again, in one transaction.
+        """
+        wanted = {record.hashkey: name for name in self.names() if (record := self.record(name))}
+        if self.indexed_hashkeys() != wanted.keys():
+            from jupyter_cache.cache import db  # type: ignore[import-untyped]
+
             for path in self.folder.glob("global.db*"):
                 path.unlink()
-            shutil.rmtree(self.folder / "executed", ignore_errors=True)
-            return set()
+            with db.session_context(db.create_db(self.folder)) as session:
+                session.add_all(
+                    db.NbCacheRecord(hashkey=key, uri=name, data={}) for key, name in wanted.items()
+                )
+                session.commit()
+        for path in (self.folder / "executed").glob("*"):
+            if path.name not in wanted:
+                shutil.rmtree(path, ignore_errors=True)
 
-    def store(self, page: Page, cells: list[list[dict[str, Any]]], glue: list[dict[str, Any]]) -> tuple[str, str]:
-        """Put an executed notebook into the jupyter-cache; its key there and its content's fingerprint."""
-        from jupyter_cache import get_cache
-        from jupyter_cache.base import CacheBundleIn
-
-        cache = get_cache(self.folder)
-        notebook = executed_notebook(page, cells, glue)
-        _, hashkey = cache.create_hashed_notebook(notebook)
-        shutil.rmtree(self.notebook_path(hashkey).parent, ignore_errors=True)  # also what a crash left half done
-        bundle = CacheBundleIn(notebook, uri=page.name, data={})
-        cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
-        return hashkey, file_fingerprint(str(self.notebook_path(hashkey)))
-
-
-def executed_notebook(page: Page, cells: list[list[dict[str, Any]]], glue: list[dict[str, Any]]) -> Any:
-    """The page's notebook with outputs; values of expressions ride on the first code cell."""
-    import nbformat
-
-    notebook = nbformat.v4.new_notebook(cells=copy.deepcopy(page.notebook.cells))
-    notebook.metadata["kernelspec"] = dict(page.notebook.metadata.get("kernelspec", KERNELSPEC))
-    notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
-    name_page_in_kernelspec(notebook, page.name)
-    for cell, outputs in zip(page.cells, cells, strict=True):
-        target = notebook.cells[cell.position]
-        target.id = f"cell-{cell.number}"  # MyST-NB's reader draws them at random
-        target.execution_count = cell.number
-        target.outputs = [nbformat.from_dict(output) for output in outputs + (glue if cell.number == 1 else [])]
-        for output in target.outputs:
-            if output.output_type == "execute_result":
-                output.execution_count = cell.number
-    return notebook
+    def indexed_hashkeys(self) -> set[str] | None:
+        """The notebooks that jupyter-cache's database names; None if it cannot be read."""
+        path = self.folder / "global.db"
+        if not path.exists():
+            return None
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                if database.execute("PRAGMA quick_check").fetchone() != ("ok",):
+                    return None
+                return {row[0] for row in database.execute("SELECT hashkey FROM nbcache")}
+        except sqlite3.DatabaseError:
+            return None
 
 
 def reasons_to_execute(
-    name: str, path: Path, record: Record | None, *, key: Key, cache: Cache, fingerprint: Fingerprint, known: set[str]
+    name: str,
+    path: Path,
+    record: Record | None,
+    *,
+    key: Key,
+    cache: Cache,
+    fingerprint: Fingerprint,
 ) -> list[str]:
     """Why a page must run; empty if its outputs still hold."""
     if record is None:
         return ["it has no usable record: never executed, or its last run was not completed"]
-    reasons = changed_code(name, path, record)
-    for kind, used in (("", record.files), ("folder ", record.folders)):
-        for used_path, former in used.items():
-            now = fingerprint(str(key.root / used_path)) if not kind else folder_fingerprint(str(key.root / used_path))
-            if now != former:
-                reasons.append(kind + describe_change(used_path, former, now))
-    reasons += changed_versions(record.versions, key.versions)
-    if record.stage != key.stage:
-        reasons.append("the stage's own code changed")
-    if record.hashkey not in known or file_fingerprint(str(cache.notebook_path(record.hashkey))) != record.notebook:
-        reasons.append("its executed notebook is missing or damaged")
-    return reasons
+    return [
+        *changed_code(name, path, record),
+        *changed_sources(record.files, key.root, fingerprint),
+        *(f"folder {one}" for one in changed_sources(record.folders, key.root, folder_fingerprint)),
+        *changed_versions(record.versions, key.versions),
+        *(["the stage's own code changed"] if record.stage != key.stage else []),
+        *([] if cache.holds(record) else ["its executed notebook is missing or damaged"]),
+    ]
 
 
 def changed_code(name: str, path: Path, record: Record) -> list[str]:
@@ -194,27 +187,36 @@ def changed_code(name: str, path: Path, record: Record) -> list[str]:
     return [f"{part} {how}" for part, how in differences(record.code, now)]
 
 
+def changed_sources(used: dict[str, str], root: Path, fingerprint: Fingerprint) -> list[str]:
+    """Which files or folders are no longer as the page found them, and what happened to them."""
+    return [
+        f"{path} {change(former, now)}"
+        for path, former in used.items()
+        if (now := fingerprint(str(root / path))) != former
+    ]
+
+
+def change(former: str, now: str) -> str:
+    """What happened to a file, in words."""
+    if former == CHANGED:
+        return former
+    return "appeared" if former == "absent" else "is gone" if now == "absent" else "changed"
+
+
 def changed_versions(former: dict[str, str], now: dict[str, str]) -> list[str]:
     """Which packages have another version than when the page ran."""
-    return [f"{name}: {former.get(name, 'none')}, now {now.get(name, 'none')}" for name, _ in differences(former, now)]
+    return [
+        f"{name}: {former.get(name, 'none')}, now {now.get(name, 'none')}"
+        for name, _ in differences(former, now)
+    ]
 
 
 def differences(former: dict[str, str], now: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Keys that were added, removed or changed."""
     for part in sorted(former.keys() | now.keys()):
         if former.get(part) != now.get(part):
-            yield part, "is gone" if part not in now else "is new" if part not in former else "changed"
-
-
-def describe_change(path: str, former: str, now: str) -> str:
-    """What happened to a file, in words."""
-    if former == "absent":
-        return f"{path} appeared"
-    if now == "absent":
-        return f"{path} is gone"
-    if former.startswith("changed while"):
-        return f"{path} {former}"
-    return f"{path} changed"
+            how = "is gone" if part not in now else "is new" if part not in former else "changed"
+            yield part, how
 
 
 def file_fingerprint(path: str) -> str:
@@ -231,10 +233,11 @@ def file_fingerprint(path: str) -> str:
 def folder_fingerprint(path: str) -> str:
     """Hash of the names in a folder, without hidden ones and Python's bytecode."""
     try:
-        names = sorted(name for name in os.listdir(path) if not name.startswith((".", "__pycache__")))
+        names = sorted(os.listdir(path))
     except OSError:
         return "absent"
-    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+    shown = "\0".join(name for name in names if not name.startswith((".", "__pycache__")))
+    return hashlib.sha256(shown.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def remembering(fingerprint: Fingerprint) -> Fingerprint:
@@ -242,28 +245,56 @@ def remembering(fingerprint: Fingerprint) -> Fingerprint:
     return functools.cache(fingerprint)
 
 
-def fingerprints_after_run(paths: list[str], root: Path, *, since_ns: int, fingerprint: Fingerprint) -> dict[str, str]:
-    """Fingerprints of what a page used, by path below the root.
+def fingerprints_of_files(
+    paths: list[str],
+    *,
+    missing: list[str],
+    root: Path,
+    since_ns: int,
+    fingerprint: Fingerprint,
+) -> dict[str, str]:
+    """Fingerprints of the files a page used, by path below the root.
 
-    A file that changed after the run began may have been read as it was before: it is recorded so
-    that the page runs again.
+    What changed or went after the run began may have been read as it was before: it is recorded so
+    that the page runs again. `missing` are files that were looked for in vain.
     """
     found = {}
-    for path in paths:
-        with contextlib.suppress(OSError):
-            if os.stat(path).st_ctime_ns > since_ns - CLOCK_GRAIN_NS and not os.path.isdir(path):
-                found[os.path.relpath(path, root)] = "changed while the page ran"
-                continue
-        found[os.path.relpath(path, root)] = fingerprint(path)
+    for path in sorted({*paths, *missing}):
+        now = CHANGED if changed_since(path, since_ns) else fingerprint(path)
+        gone = now == "absent" and path in paths
+        found[os.path.relpath(path, root)] = CHANGED if gone else now
     return found
 
 
-def write_atomically(path: Path, values: Any) -> None:
-    """Write JSON so that a reader, or a crash, sees the old file or the new one."""
+def fingerprints_of_folders(paths: list[str], *, root: Path, since_ns: int) -> dict[str, str]:
+    """Fingerprints of the folders a page listed, by path below the root."""
+    return {
+        os.path.relpath(path, root): (
+            CHANGED if changed_since(path, since_ns) else folder_fingerprint(path)
+        )
+        for path in paths
+    }
+
+
+def changed_since(path: str, since_ns: int) -> bool:
+    """Whether a file, or a folder's list of names, changed after a moment."""
+    try:
+        return os.stat(path).st_ctime_ns > since_ns - CLOCK_GRAIN_NS
+    except OSError:
+        return False
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON, all or nothing."""
+    write_atomically(path, json.dumps(values, indent=1, sort_keys=True) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -272,7 +303,9 @@ def write_atomically(path: Path, values: Any) -> None:
 def stage_fingerprint() -> str:
     """Hash of the modules of this stage that decide what outputs look like."""
     here = Path(__file__).parent
-    return hashlib.sha256(b"\0".join((here / name).read_bytes() for name in SHAPING_MODULES)).hexdigest()
+    return hashlib.sha256(
+        b"\0".join((here / name).read_bytes() for name in SHAPING_MODULES)
+    ).hexdigest()
 
 
 def versions_in_force(locks: Path | None) -> dict[str, str]:
@@ -301,5 +334,3 @@ def locked_versions(text: str) -> dict[str, str]:
 def normalized(name: str) -> str:
     """A package's name as indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-

@@ -10,7 +10,6 @@ import ctypes
 import faulthandler
 import fcntl
 import io
-import json
 import os
 import re
 import signal
@@ -19,18 +18,21 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, NoReturn
+from types import FrameType
+from typing import Any, NoReturn, cast
 
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import activate_matplotlib
 from traitlets import Type
 from traitlets.config import Config
 
 from execution import outputs, processes, watch
 from execution.evaluation import PageValues
+from execution.notebooks import executed_notebook
 from execution.pages import Cell, Page
-from execution.reports import CellFailure
+from execution.reports import CellError
 
 CELL_FILE = re.compile(r"<ipython-input-(\d+)-")
 CELL_IN_WARNING = re.compile(r"<ipython-input-(\d+)-\w+>:(\d+)")
@@ -47,11 +49,11 @@ class CellStderr(io.TextIOWrapper):
     def write(self, text: str) -> int:
         """Write, and look up the stack for the cell."""
         if self.line is None and text:
-            frame = sys._getframe(1)
+            frame: FrameType | None = sys._getframe(1)
             while frame is not None and self.line is None:
                 if CELL_FILE.match(frame.f_code.co_filename):
                     self.line = frame.f_lineno
-                frame = frame.f_back  # type: ignore[assignment]
+                frame = frame.f_back
         return super().write(text)
 
 
@@ -66,9 +68,12 @@ class Streams:
             self._files[descriptor] = memory_file(f"fd{descriptor}")
             self._read[descriptor] = 0
             os.dup2(self._files[descriptor], descriptor)
-        self.stderr = CellStderr(io.FileIO(2, "w", closefd=False), encoding="utf-8", line_buffering=True)
-        sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", buffering=1, closefd=False)
-        sys.stderr = sys.__stderr__ = self.stderr
+        self.stderr = CellStderr(
+            io.FileIO(2, "w", closefd=False), encoding="utf-8", line_buffering=True
+        )
+        out = io.FileIO(1, "w", closefd=False)
+        sys.stdout = io.TextIOWrapper(out, encoding="utf-8", line_buffering=True)
+        sys.stderr = self.stderr
 
     def new_text(self, descriptor: int) -> str:
         """What was written since the last call, by whomever."""
@@ -118,7 +123,14 @@ class Recorder:
             self.outputs, self._clear_before_next = [], False
         self.outputs.append(output)
 
-    def show(self, data: dict[str, Any], metadata: dict[str, Any], *, display_id: str | None, update: bool) -> None:
+    def show(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any],
+        *,
+        display_id: str | None,
+        update: bool,
+    ) -> None:
         """Add displayed data, or replace what is displayed under the same id."""
         content = {"data": outputs.plain_bundle(data), "metadata": outputs.plain_bundle(metadata)}
         if update:
@@ -141,7 +153,7 @@ class Recorder:
 class Publisher(DisplayPublisher):
     """Hands `display()` to the recorder."""
 
-    def publish(  # type: ignore[override]
+    def publish(
         self,
         data: dict[str, Any],
         metadata: dict[str, Any] | None = None,
@@ -153,11 +165,13 @@ class Publisher(DisplayPublisher):
     ) -> None:
         """Record displayed data."""
         display_id = (transient or {}).get("display_id")
-        self.shell.recorder.show(data, metadata or {}, display_id=display_id, update=update)
+        cast(Shell, self.shell).recorder.show(
+            data, metadata or {}, display_id=display_id, update=update
+        )
 
     def clear_output(self, wait: bool = False) -> None:
         """Drop what the cell has shown."""
-        self.shell.recorder.clear(wait)
+        cast(Shell, self.shell).recorder.clear(wait)
 
 
 class Results(DisplayHook):
@@ -166,12 +180,15 @@ class Results(DisplayHook):
     def write_output_prompt(self) -> None:
         """No prompt."""
 
-    def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
+    def write_format_data(
+        self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None
+    ) -> None:
         """Record the value."""
-        self.shell.recorder.add(
+        shell = cast(Shell, self.shell)
+        shell.recorder.add(
             {
                 "output_type": "execute_result",
-                "execution_count": self.shell.execution_count,
+                "execution_count": shell.execution_count,
                 "data": outputs.plain_bundle(format_dict),
                 "metadata": outputs.plain_bundle(md_dict or {}),
             }
@@ -183,7 +200,7 @@ class Results(DisplayHook):
 
 
 class Shell(InteractiveShell):
-    """An IPython shell whose outputs go to a recorder; it has no terminal, thread or history file."""
+    """An IPython shell whose outputs go to a recorder; no terminal, no thread, no history file."""
 
     recorder: Recorder
     display_pub_class = Type(Publisher)
@@ -196,7 +213,9 @@ class Shell(InteractiveShell):
         """`exit` and `quit` are errors, as `sys.exit` is."""
         raise SystemExit("exit was called")
 
-    def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
+    def _showtraceback(
+        self, etype: type[BaseException], evalue: BaseException, stb: list[str]
+    ) -> None:
         self.recorder.error = (etype, evalue, "\n".join(stb))
 
 
@@ -204,9 +223,11 @@ def new_shell(recorder: Recorder) -> Shell:
     """The page's shell; figures reach it whether or not the parent has imported pyplot."""
     shell: Shell = Shell.instance(config=Config(outputs.SHELL_SETTINGS))
     shell.recorder = recorder
-    if "matplotlib_inline.backend_inline" in sys.modules:
+    backend = sys.modules.get("matplotlib_inline.backend_inline")
+    if backend is not None:
         # Imported before the shell existed: without this every figure is the text "<Figure ...>".
-        sys.modules["matplotlib_inline.backend_inline"].configure_inline_support(shell, "inline")
+        activate_matplotlib("inline")  # type: ignore[no-untyped-call]
+        backend.configure_inline_support(shell, "inline")
     return shell
 
 
@@ -218,11 +239,14 @@ def run(page: Page, send: Send, stack_file: int, scope: watch.Scope) -> NoReturn
         streams = Streams()
         recorder = Recorder(streams)
         result = execute(page, new_shell(recorder), recorder, streams, send)
-        message = {"done": {**result, "used": watch.used(scope), "versions": watch.loaded_versions()}}
-    except CellFailure as failure:
+        message = {
+            "done": {**result, "used": watch.used(scope), "versions": watch.loaded_versions()}
+        }
+    except CellError as failure:
         message = {"failed": asdict(failure)}
     except BaseException:
-        message = {"failed": asdict(CellFailure(0, None, "the stage itself failed", traceback.format_exc()))}
+        ours = CellError(0, None, "the stage itself failed", traceback.format_exc())
+        message = {"failed": asdict(ours)}
     processes.kill_descendants(os.getpid())
     message["seconds"] = {"wall": time.perf_counter() - started, "cpu": watch.cpu_seconds()}
     send(message)
@@ -246,8 +270,10 @@ def settle(page: Page, *, stack_file: int, scope: watch.Scope) -> None:
     watch.start(scope)
 
 
-def execute(page: Page, shell: Shell, recorder: Recorder, streams: Streams, send: Send) -> dict[str, Any]:
-    """Outputs by cell and values by expression."""
+def execute(
+    page: Page, shell: Shell, recorder: Recorder, streams: Streams, send: Send
+) -> dict[str, Any]:
+    """The page's executed notebook."""
     cells: list[list[dict[str, Any]]] = []
     values = PageValues(page, lambda text: ask(text, len(cells), shell, streams))
     values.evaluate_after(0)
@@ -256,19 +282,22 @@ def execute(page: Page, shell: Shell, recorder: Recorder, streams: Streams, send
         cells.append(run_cell(cell, shell, recorder, streams))
         values.evaluate_after(cell.number)
     values.evaluate_the_rest()
-    return {"cells": cells, "values": values.found}
+    refuse_stderr(len(page.cells), streams)
+    return executed_notebook(page, cells, values.found)
 
 
-def run_cell(cell: Cell, shell: Shell, recorder: Recorder, streams: Streams) -> list[dict[str, Any]]:
-    """The outputs of one cell; raises CellFailure for whatever a reader must not see."""
+def run_cell(
+    cell: Cell, shell: Shell, recorder: Recorder, streams: Streams
+) -> list[dict[str, Any]]:
+    """The outputs of one cell; raises CellError for whatever a reader must not see."""
     recorder.begin()
-    result = shell.run_cell(cell.source, store_history=True)
+    result = shell.run_cell(cell.source, store_history=True)  # type: ignore[no-untyped-call]
     recorder.take_text()
     error = result.error_before_exec or result.error_in_exec
     if recorder.error is not None or error is not None:
         _, shown, text = recorder.error or (type(error), error, "")
         if not cell.may_raise:
-            raise CellFailure(cell.number, line_of_error(shown, cell.number), describe(shown), text)
+            raise CellError(cell.number, line_of_error(shown, cell.number), describe(shown), text)
         recorder.add(
             {
                 "output_type": "error",
@@ -279,7 +308,7 @@ def run_cell(cell: Cell, shell: Shell, recorder: Recorder, streams: Streams) -> 
         )
     refuse_stderr(cell.number, streams)
     if outputs.missing_image(recorder.outputs, expected=cell.shows_figure):
-        raise CellFailure(cell.number, None, "a figure cell without an image")
+        raise CellError(cell.number, None, "a figure cell without an image")
     return outputs.merged_streams(recorder.outputs)
 
 
@@ -288,17 +317,20 @@ def refuse_stderr(cell_number: int, streams: Streams) -> None:
     text = streams.new_text(2)
     if text:
         warning = CELL_IN_WARNING.search(text)
-        line = int(warning[2]) if warning and int(warning[1]) == cell_number else streams.stderr.line
+        line = streams.stderr.line
+        if warning and int(warning[1]) == cell_number:
+            line = int(warning[2])
         first = text.strip().splitlines()[0] if text.strip() else repr(text)
-        raise CellFailure(cell_number, line, f"wrote on standard error: {first}", text)
+        raise CellError(cell_number, line, f"wrote on standard error: {first}", text)
 
 
 def ask(expression: str, cell_number: int, shell: Shell, streams: Streams) -> dict[str, Any]:
     """What IPython says an expression's value is; it may say nothing else."""
-    value: dict[str, Any] = shell.user_expressions({"value": expression})["value"]
+    answers = shell.user_expressions({"value": expression})  # type: ignore[no-untyped-call]
+    value: dict[str, Any] = answers["value"]
     refuse_stderr(cell_number, streams)
     if streams.new_text(1):
-        raise CellFailure(cell_number, None, f"the expression {expression!r} prints")
+        raise CellError(cell_number, None, f"the expression {expression!r} prints")
     return value
 
 

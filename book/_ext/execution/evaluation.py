@@ -7,7 +7,7 @@ from typing import Any
 
 from execution.outputs import plain_bundle
 from execution.pages import Page
-from execution.reports import CellFailure
+from execution.reports import CellError
 
 
 class PageValues:
@@ -32,8 +32,8 @@ class PageValues:
                 if value.get("ename") == "NameError":
                     continue  # perhaps the opening quotes a result from further down
                 if self.found.setdefault(one.text, value) != value:
-                    message = f"the expression {one.text!r} has two values on this page (again in line {one.line})"
-                    raise CellFailure(cells, None, message)
+                    what = f"the expression {one.text!r} has two values on this page"
+                    raise CellError(cells, None, f"{what} (again in line {one.line})")
 
     def evaluate_the_rest(self) -> None:
         """Evaluate, with all names bound, what could not be evaluated at its place."""

@@ -1,7 +1,7 @@
 """Run pages in forked children: schedule them, hold them to their budgets, leave nothing behind.
 
-The parent imports what pages share and runs none of it.  If the parent is killed, a guardian process
-ends the pages.  Linux only; elsewhere `kernels.py` fills the same cache.
+The parent imports what pages share and runs none of it. If the parent is killed, a guardian
+process ends the pages. Linux only; elsewhere `kernels.py` fills the same cache.
 """
 
 from __future__ import annotations
@@ -19,17 +19,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any
+from typing import Any, TypeAlias
 
 from execution import processes
 from execution.pages import Page
-from execution.reports import Failure, Progress, failure_at
+from execution.reports import CellError, Failure, Progress, failure_at
 from execution.watch import Scope, compile_modules_from_source
 
 POLL_SECONDS = 0.2
 CELL_FRAME = re.compile(r'File "<ipython-input-(\d+)-\w+>", line (\d+)')
 
-Conclude = Callable[[Page, "dict[str, Any] | None", "Failure | None", dict[str, float]], None]
+# What a first figure imports: a third of a second in each child.
+COMPANIONS = {
+    "matplotlib.pyplot": (
+        "matplotlib.backends.backend_pdf",
+        "matplotlib.backends.backend_svg",
+        "matplotlib_inline.backend_inline",
+    )
+}
+
+# What came of a page: what it gave (or None), its failure (or None), and its seconds.
+Result: TypeAlias = "tuple[dict[str, Any] | None, Failure | None, dict[str, float]]"
+Conclude: TypeAlias = (
+    "Callable[[Page, dict[str, Any] | None, Failure | None, dict[str, float]], None]"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ def run_pages(
                 for child in finished(running, limits):
                     running.remove(child)
                     status = end(child, running, guard)
-                    conclude(child.page, *verdict(child, status, limits))
+                    conclude(child.page, *result_of(child, status, limits))
                 now = time.monotonic()
                 progress.show([(child.page.name, now - child.started) for child in running])
         finally:
@@ -110,11 +123,17 @@ def import_shared(modules: tuple[str, ...], scope: Scope) -> None:
     """Import, once, what the pages' children share."""
     for module in modules:
         importlib.import_module(module)
+        for companion in COMPANIONS.get(module, ()):
+            importlib.import_module(companion)
+    from nbformat import v4, validate
+
+    validate(v4.new_notebook())  # type: ignore[no-untyped-call]  # compiles its schema, once for all
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     own = [file for file in files if isinstance(file, str) and scope.covers(file)]
     if own:
-        # What a page uses is seen in its own process: shared, they would count as used by none or all.
-        raise SystemExit(f"execution: --preload brought in files of the repository: {', '.join(own)}")
+        # What a page uses is seen in its own process: shared files would seem used by all or none.
+        listed = ", ".join(own)
+        raise SystemExit(f"execution: --preload brought in files of the repository: {listed}")
 
 
 @dataclass(frozen=True)
@@ -170,20 +189,26 @@ def start(page: Page, scope: Scope, guard: Guard, lock: int) -> Child:
             for descriptor in (guard.announce, lock):
                 os.close(descriptor)
             receiving.close()
-            child.run(page, lambda it: sending.send_bytes(json.dumps(it).encode()), stack_file, own_scope)
+            child.run(
+                page, lambda it: sending.send_bytes(json.dumps(it).encode()), stack_file, own_scope
+            )
         finally:
             os._exit(1)  # whatever happens, nothing of the parent's code may run here
     sending.close()
-    return Child(page, pid, os.pidfd_open(pid), receiving, (stack_file, notes), started=time.monotonic())
+    return Child(
+        page, pid, os.pidfd_open(pid), receiving, (stack_file, notes), started=time.monotonic()
+    )
 
 
 def finished(running: list[Child], limits: Limits) -> list[Child]:
     """The children that have ended, after waiting a little; those over their limits are stopped."""
     handles = [child.handle for child in running]
-    ready = wait([*handles, *[child.messages for child in running if child.listening]], POLL_SECONDS)
+    ready = wait(
+        [*handles, *[child.messages for child in running if child.listening]], POLL_SECONDS
+    )
     for child in running:
         take_messages(child)
-        if child.handle not in ready:
+        if child.handle not in ready and child.result is None:
             enforce(limits, child)
     return [child for child in running if child.handle in ready]
 
@@ -210,7 +235,9 @@ def enforce(limits: Limits, child: Child) -> None:
     if cpu > budget * limits.cpu_slack:
         child.stopped = f"stopped after {cpu:.0f} s of CPU; its budget is {budget:g} s"
     elif wall > budget * limits.wall_slack:
-        child.stopped = f"hangs: stopped after {wall:.0f} s with {cpu:.1f} s of CPU; its budget is {budget:g} s"
+        child.stopped = (
+            f"hangs: stopped after {wall:.0f} s with {cpu:.1f} s of CPU; its budget is {budget:g} s"
+        )
     if child.stopped:
         ask_for_stack(child)
         processes.kill_tree(child.pid)
@@ -230,8 +257,8 @@ def ask_for_stack(child: Child) -> None:
 def end(child: Child, running: list[Child], guard: Guard) -> int:
     """Wait for a child, release what it held, kill what it left; its wait status."""
     take_messages(child)
+    os.write(guard.announce, b"%d\n" % -child.pid)  # first: once waited for, its number is free
     _, status = os.waitpid(child.pid, 0)
-    os.write(guard.announce, b"%d\n" % -child.pid)
     child.messages.close()
     os.close(child.handle)
     # All other children are known, so whatever else has come to us was left by a page that died.
@@ -243,25 +270,25 @@ def end(child: Child, running: list[Child], guard: Guard) -> int:
     return status
 
 
-def verdict(
-    child: Child, status: int, limits: Limits
-) -> tuple[dict[str, Any] | None, Failure | None, dict[str, float]]:
+def result_of(child: Child, status: int, limits: Limits) -> Result:
     """A child's result or its failure, and its seconds."""
-    seconds = {"wall": time.monotonic() - child.started, "cpu": 0.0}
     stack = os.pread(child.files[0], 1 << 20, 0).decode("utf-8", "replace")
     for file in child.files:
         os.close(file)
+    # A signal for the stack may have ended a wait, and a result come after all: still too late.
     if child.result is None or child.stopped:
-        message = child.stopped or death(status)
-        details = stack.split("/IPython/core/", 1)[0].rpartition("\n")[0]  # above that it is our own
-        return None, failure_at(child.page, child.cell, line_in_stack(stack, child.cell), message, details), seconds
+        own = stack.split("/IPython/core/", 1)[0].rpartition("\n")[0]  # from there on it is ours
+        line = line_in_stack(stack, child.cell)
+        error = CellError(child.cell, line, child.stopped or death(status), own)
+        seconds = {"wall": time.monotonic() - child.started, "cpu": 0.0}
+        return None, failure_at(child.page, error), seconds
     seconds = child.result["seconds"]
     if failed := child.result.get("failed"):
-        failure = failure_at(child.page, failed["cell"], failed["line"], failed["message"], failed["details"])
-        return None, failure, seconds
+        return None, failure_at(child.page, CellError(**failed)), seconds
     if seconds["cpu"] > child.page.budget * limits.cpu_slack:
-        message = f"took {seconds['cpu']:.0f} s of CPU; its budget is {child.page.budget:g} s"
-        return None, failure_at(child.page, 0, None, message), seconds
+        took, budget = seconds["cpu"], child.page.budget
+        error = CellError(0, None, f"took {took:.0f} s of CPU; its budget is {budget:g} s")
+        return None, failure_at(child.page, error), seconds
     return child.result["done"], None, seconds
 
 

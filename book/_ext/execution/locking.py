@@ -16,7 +16,7 @@ except ImportError:
 
 
 def hold_lock(folder: Path, *, shared: bool, waiting: Callable[[], None] = lambda: None) -> int:
-    """Lock a cache; released when the descriptor is closed.  `waiting` is called once if it is taken."""
+    """Lock a cache until the descriptor is closed; `waiting` is called once if it is taken."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     if fcntl is not None:

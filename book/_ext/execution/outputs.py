@@ -57,7 +57,7 @@ def clean_svg(text: str) -> str:
 
 
 def glue_output(expression: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """The output by which an expression's value travels in a notebook: invisible, found by its text."""
+    """The output by which an expression's value travels: invisible, found by the expression."""
     if value["status"] == "ok":
         data = plain_bundle(value["data"])
     else:
@@ -85,7 +85,10 @@ def merged_streams(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     merged: list[dict[str, Any]] = []
     for output in outputs:
         last = merged[-1] if merged else {}
-        if output["output_type"] == "stream" == last.get("output_type") and output["name"] == last["name"]:
+        if (
+            output["output_type"] == "stream" == last.get("output_type")
+            and output["name"] == last["name"]
+        ):
             merged[-1] = {**last, "text": last["text"] + output["text"]}
         else:
             merged.append(output)

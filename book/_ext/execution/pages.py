@@ -27,7 +27,9 @@ KERNELSPEC = {"name": "python3", "display_name": "Python 3"}  # for pages that n
 BLOCK_SYNTAX = ("amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist")
 
 ROLE = re.compile(r"\{eval\}(`+)(.+?)\1", re.DOTALL)
-DIRECTIVE = re.compile(r"^[ \t>]*(?:`{3,}|:{3,}|~{3,})\{eval(?::figure)?\}[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
+DIRECTIVE = re.compile(
+    r"^[ \t>]*(?:`{3,}|:{3,}|~{3,})\{eval(?::figure)?\}[ \t]+(\S.*?)[ \t]*$", re.MULTILINE
+)
 
 
 def shown_path(path: Path) -> str:
@@ -41,7 +43,7 @@ class PageError(Exception):
 
 @dataclass(frozen=True)
 class Cell:
-    """One code cell: its place among the notebook's cells, its source and its first line on the page."""
+    """One code cell: its place in the notebook, its source and where that begins on the page."""
 
     position: int
     number: int
@@ -88,14 +90,20 @@ def page_paths(book: Path, *, exclude: tuple[str, ...] = ()) -> Iterator[tuple[s
         parts = path.relative_to(book).parts
         name = "/".join(parts)[: -len(".md")]
         hidden = any(part.startswith((".", "_")) for part in parts)
-        if not hidden and not any(fnmatch.fnmatch(name, pattern) for pattern in exclude) and has_code(path):
+        if (
+            not hidden
+            and not any(fnmatch.fnmatch(name, pattern) for pattern in exclude)
+            and has_code(path)
+        ):
             yield name, path
 
 
 def has_code(path: Path) -> bool:
     """Whether a file is a MyST-NB page with at least one code cell (seen without parsing it)."""
     text = path.read_text(encoding="utf-8", errors="replace")
-    return text.startswith("---") and "{code-cell}" in text and "mystnb" in text.split("\n---", 1)[0]
+    return (
+        text.startswith("---") and "{code-cell}" in text and "mystnb" in text.split("\n---", 1)[0]
+    )
 
 
 def read_page(name: str, path: Path, text: str) -> Page:
@@ -103,33 +111,52 @@ def read_page(name: str, path: Path, text: str) -> Page:
 
     Raises PageError where the page cannot be read or declares a budget out of bounds.
     """
-    from myst_nb.core.read import read_myst_markdown_notebook  # 0.3 s: not for a build with nothing to do
+    from myst_nb.core.read import (  # type: ignore[import-untyped]
+        read_myst_markdown_notebook,
+    )  # 0.3 s: not for a build with nothing to do
     from myst_parser.config.main import MdParserConfig
 
     try:
         notebook = read_myst_markdown_notebook(
-            text, MdParserConfig(enable_extensions=set(BLOCK_SYNTAX)), add_source_map=True, path=path
+            text,
+            MdParserConfig(enable_extensions=set(BLOCK_SYNTAX)),
+            add_source_map=True,
+            path=path,
         )
     except Exception as error:
         raise PageError(f"{shown_path(path)}:1: {error}") from error
     lines = text.splitlines()
     fences = notebook.metadata["source_map"]
-    options = notebook.metadata.get("execution", {})
-    budget = float(options.get("budget", DEFAULT_BUDGET))
-    if not 0 < budget <= LARGEST_BUDGET:
-        raise PageError(f"{shown_path(path)}:1: execution budget {budget:g} is not in (0, {LARGEST_BUDGET:g}] seconds")
+    budget, processes = declared(notebook.metadata.get("execution", {}), path)
     return Page(
         name=name,
         path=path,
         cells=tuple(code_cells(notebook, lines, fences)),
         expressions=tuple(expressions(notebook, fences)),
         budget=budget,
-        processes=max(1, int(options.get("processes", 1))),
+        processes=processes,
         loads=tuple(
-            (path.parent / cell.metadata["load"]).resolve() for cell in notebook.cells if "load" in cell.metadata
+            (path.parent / cell.metadata["load"]).resolve()
+            for cell in notebook.cells
+            if "load" in cell.metadata
         ),
         notebook=notebook,
     )
+
+
+def declared(options: Any, path: Path) -> tuple[float, int]:
+    """Budget in seconds of CPU and number of processes from the front matter's `execution`."""
+    here = f"{shown_path(path)}:1: execution"
+    try:
+        budget = float(options.get("budget", DEFAULT_BUDGET))
+        processes = int(options.get("processes", 1))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PageError(f"{here} {options!r} is not {{budget: SECONDS, processes: N}}") from error
+    if not 0 < budget <= LARGEST_BUDGET:
+        raise PageError(f"{here} budget {budget:g} is not in (0, {LARGEST_BUDGET:g}] seconds")
+    if processes < 1:
+        raise PageError(f"{here} processes {processes} is not at least 1")
+    return budget, processes
 
 
 def code_cells(notebook: NotebookNode, lines: list[str], fences: list[int]) -> Iterator[Cell]:
@@ -150,7 +177,7 @@ def code_cells(notebook: NotebookNode, lines: list[str], fences: list[int]) -> I
 
 
 def first_line_of(body: list[str], lines: list[str], start: int) -> int:
-    """Line (from 1) at which a cell's body begins: options of a cell shift it, so it is looked for."""
+    """Line (from 1) at which a cell's body begins: options shift it, so it is looked for."""
     for first in range(start, len(lines) - len(body) + 1):
         if body and lines[first : first + len(body)] == body:
             return first + 1
@@ -158,7 +185,7 @@ def first_line_of(body: list[str], lines: list[str], start: int) -> int:
 
 
 def expressions(notebook: NotebookNode, fences: list[int]) -> Iterator[Expression]:
-    """Expressions of `{eval}` in prose and in the strings of cell metadata (captions), in page order.
+    """Expressions of `{eval}` in prose and in strings of cell metadata (captions), in page order.
 
     One in a caption is evaluated after its cell, one in prose after the cells above it.
     """
@@ -201,8 +228,12 @@ def name_page_in_kernelspec(notebook: NotebookNode, name: str) -> None:
 def code_key(page: Page) -> dict[str, str]:
     """Fingerprints of what the page asks to be executed, by part, so that a change can be named."""
     parts = {
-        f"cell {cell.number}": [cell.source, page.notebook.cells[cell.position].metadata] for cell in page.cells
+        f"cell {cell.number}": [cell.source, page.notebook.cells[cell.position].metadata]
+        for cell in page.cells
     }
     parts["expressions"] = [[one.text, one.cells_before] for one in page.expressions]
     parts["kernelspec"] = [page.notebook.metadata.get("kernelspec")]
-    return {part: hashlib.sha256(json.dumps(value).encode()).hexdigest() for part, value in parts.items()}
+    return {
+        part: hashlib.sha256(json.dumps(value).encode()).hexdigest()
+        for part, value in parts.items()
+    }

@@ -59,7 +59,7 @@ def kill(pids: Iterable[int]) -> None:
 
 
 def kill_descendants(pid: int, *, deadline_seconds: float = 5.0) -> None:
-    """Kill everything below a process that adopts orphans; wait for them if they are our own children."""
+    """Kill everything below a process that adopts orphans; if it is this one, wait for them."""
     end = time.monotonic() + deadline_seconds
     while (below := alive(descendants(pid))) and time.monotonic() < end:
         kill(below)

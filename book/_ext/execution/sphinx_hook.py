@@ -1,7 +1,7 @@
 """Sphinx extension: pages take their outputs from the stage's cache, and nothing is executed.
 
 Set `nb_execution_mode = "cache"` and `nb_execution_cache_path` to the stage's cache folder.  A page
-that the stage has not executed is an error.  `{eval}` shows the values that the page's own run gave.
+that the stage has not executed is an error. `{eval}` shows the values that the page's own run gave.
 Each page ends with one container of class `executed-on`: when, in which time, with which versions.
 """
 
@@ -11,15 +11,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import myst_nb.core.execute
-from docutils import nodes
-from jupyter_cache import get_cache
-from myst_nb.core.execute.base import NotebookClientBase
+import myst_nb.core.execute  # type: ignore[import-untyped]
+from docutils import nodes  # type: ignore[import-untyped]
+from jupyter_cache import get_cache  # type: ignore[import-untyped]
+from myst_nb.core.execute.base import NotebookClientBase  # type: ignore[import-untyped]
 from sphinx.errors import ExtensionError
 
 from execution.cache import Cache, Record
-from execution.outputs import ERROR_TYPE
 from execution.locking import hold_lock
+from execution.outputs import ERROR_TYPE
 from execution.pages import name_page_in_kernelspec
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 
-class NotExecuted(ExtensionError):
+class NotExecutedError(ExtensionError):
     """A page whose outputs are not in the cache."""
 
 
 def client_class(cache: Cache, book: Path) -> type[NotebookClientBase]:
     """The client that MyST-NB asks for outputs: it reads, and cannot run anything."""
 
-    class CachedPage(NotebookClientBase):
+    class CachedPage(NotebookClientBase):  # type: ignore[misc]
         def start_client(self) -> None:
             """Fill the notebook with the outputs of the stage's run."""
             if not any(cell.cell_type == "code" for cell in self.notebook.cells):
@@ -48,7 +48,7 @@ def client_class(cache: Cache, book: Path) -> type[NotebookClientBase]:
                     raise KeyError(name)
                 _, self._notebook = get_cache(cache.folder).merge_match_into_notebook(self.notebook)
             except (KeyError, OSError, ValueError) as error:
-                raise NotExecuted(
+                raise NotExecutedError(
                     f"{self.path}: not executed as it stands; run the execution stage before Sphinx"
                 ) from error
             self._notebook.metadata["kernelspec"] = kernelspec
@@ -73,9 +73,11 @@ def page_name(path: Path, book: Path) -> str:
 def use_cache(app: Sphinx) -> None:
     """Give MyST-NB the client that reads, and keep stages out while Sphinx runs."""
     if app.config.nb_execution_mode != "cache" or not app.config.nb_execution_cache_path:
-        raise ExtensionError('execution.sphinx_hook needs nb_execution_mode = "cache" and nb_execution_cache_path')
+        raise ExtensionError(
+            'execution.sphinx_hook needs nb_execution_mode = "cache" and nb_execution_cache_path'
+        )
     cache = Cache(Path(app.config.nb_execution_cache_path))
-    myst_nb.core.execute.NotebookClientCache = client_class(cache, Path(app.srcdir))  # type: ignore[misc,assignment]
+    myst_nb.core.execute.NotebookClientCache = client_class(cache, Path(app.srcdir))
     if cache.folder.is_dir():
         lock = hold_lock(cache.folder, shared=True)
         app.connect("build-finished", lambda app, exception: os.close(lock))

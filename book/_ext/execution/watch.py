@@ -1,8 +1,8 @@
 """See which files of a repository a Python process uses, and those of the processes it starts.
 
-An audit hook notes what is opened, listed or handed to another program; modules are added at the end.
-The notes go to a file that every process of the page appends to.  Not seen: files that compiled code
-opens itself, and what programs other than Python read unless their arguments name it.
+An audit hook notes what is opened, listed or handed to another program; modules are added at the
+end. The notes go to a file that every process of the page appends to. Not seen: files that compiled
+code opens itself, and what programs other than Python read unless their arguments name it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LISTED_BY_IMPORTS = ("importlib._bootstrap_external", "importlib.metadata", "pkg
 
 @dataclass(frozen=True)
 class Scope:
-    """Which files count: those below `root`, without `ignored` folders; notes are appended to `notes`."""
+    """Which files count (those below `root`, not in `ignored` folders), and where to note them."""
 
     root: str
     ignored: tuple[str, ...]
@@ -42,7 +42,7 @@ class Scope:
 
     def covers(self, path: str) -> bool:
         """Whether a path is a file of the repository."""
-        inside = path.startswith(self.root + os.sep)
+        inside = path == self.root or path.startswith(self.root + os.sep)
         return inside and "site-packages" not in path and not path.startswith(self.ignored)
 
 
@@ -57,7 +57,7 @@ def start(scope: Scope) -> None:
             for line in notes_of(event, arguments, scope):
                 if line not in seen:
                     seen.add(line)
-                    os.write(notes, os.fsencode(line))  # if this fails the page must fail: no swallowing
+                    os.write(notes, os.fsencode(line))  # if this fails, the page must fail
 
     sys.addaudithook(hook)
 
@@ -68,15 +68,21 @@ def notes_of(event: str, arguments: tuple[Any, ...], scope: Scope) -> list[str]:
     if event == "open":
         names = names if (arguments[2] or 0) & ACCESS_MODE != os.O_WRONLY else []
     elif event in ("os.listdir", "os.scandir"):
-        # Called by the hook's caller's caller: imports look into every folder, and that is no use of it.
+        # Imports look into every folder on their way; that is no use of it.
         by_import = sys._getframe(2).f_globals.get("__name__") in LISTED_BY_IMPORTS
         kind, names = "folder", [] if by_import else [arguments[0] or "."]
     elif event in ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system"):
         command = arguments[0] if event == "os.system" else arguments[1]
-        names = [word for word in words_of_command(command) if os.path.isfile(word)]
-    paths = [os.path.abspath(os.fsdecode(name)) for name in names if isinstance(name, (str, bytes, os.PathLike))]
-    sources = [source_of(path) for path in paths]
-    return [f"{kind}\t{path}\n" for path in sources if scope.covers(path) and "\n" not in path]
+        folder = arguments[2] if event == "subprocess.Popen" and arguments[2] else "."
+        words = [os.path.join(os.fsdecode(folder), word) for word in words_of_command(command)]
+        names = [word for word in words if os.path.isfile(word)]
+    lines = []
+    for name in names:
+        if isinstance(name, (str, bytes, os.PathLike)):
+            path = source_of(os.path.abspath(os.fsdecode(name)))
+            if scope.covers(path) and "\n" not in path:
+                lines.append(f"{kind if os.path.exists(path) else 'missing'}\t{path}\n")
+    return lines
 
 
 def source_of(path: str) -> str:
@@ -89,7 +95,10 @@ def source_of(path: str) -> str:
 
 def words_of_command(command: Any) -> list[str]:
     """The words of a command line; a shell's script is split as well."""
-    texts = [os.fsdecode(word) for word in ([command] if isinstance(command, (str, bytes)) else command or ())]
+    texts = [
+        os.fsdecode(word)
+        for word in ([command] if isinstance(command, (str, bytes)) else command or ())
+    ]
     words = set(texts)
     for text in texts:
         try:
@@ -112,12 +121,12 @@ def compile_modules_from_source(scope: Scope) -> None:
             raise OSError("bytecode of the repository is not used")
         return original(loader, path)
 
-    SourceFileLoader.path_stats = path_stats  # type: ignore[method-assign]
+    SourceFileLoader.path_stats = path_stats  # type: ignore[method-assign, assignment]
 
 
 def used(scope: Scope) -> dict[str, list[str]]:
     """What was noted so far, with the modules this process has loaded."""
-    found: dict[str, set[str]] = {"file": set(), "folder": set()}
+    found: dict[str, set[str]] = {"file": set(), "folder": set(), "missing": set()}
     with open(scope.notes, "rb") as notes:
         for line in notes.read().splitlines():
             kind, path = os.fsdecode(line).split("\t", 1)

@@ -15,11 +15,13 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from pybtex.backends.plaintext import Backend
 from pybtex.database import Entry as PybtexEntry
 from pybtex.database import parse_string
 from pybtex.database.input.bibtex import LowLevelParser
 from pybtex.richtext import Text
 
+PLAIN_TEXT = Backend()  # found once: pybtex looks through all installed packages for it
 LINK_FIELDS = ("url", "paper", "report", "repository", "demo", "blog")
 BASIS = {
     "read": "the text itself was read",
@@ -87,7 +89,9 @@ def plain(latex: str) -> str:
     >>> plain(r"100\\% of {GPT}-3")
     '100% of GPT-3'
     """
-    return str(Text.from_latex(latex).render_as("text"))
+    if not set(latex) & set("\\{}~$"):
+        return latex
+    return str(Text.from_latex(latex).render(PLAIN_TEXT))
 
 
 def sources(text: str) -> Iterator[tuple[str, str]]:
@@ -98,11 +102,6 @@ def sources(text: str) -> Iterator[tuple[str, str]]:
             continue
         start = text.rfind("\n@", 0, parser.pos) + 1
         yield body[0], text[start : parser.pos].strip()
-
-
-def person(names: str) -> str:
-    """A name as it is sorted: "Surname, Given"; one in braces stays whole."""
-    return plain(names)
 
 
 @cache
@@ -124,8 +123,9 @@ def entries() -> dict[str, Entry]:
 
 
 def _entry(parsed: PybtexEntry, source: str) -> Entry:
+    raw = {*LINK_FIELDS, "archive", "keywords", "related", "doi", "eprint"}
     fields = {
-        name.lower(): value if name.lower() in (*LINK_FIELDS, "archive", "keywords", "related", "doi", "eprint") else plain(value)
+        name.lower(): value if name.lower() in raw else plain(value)
         for name, value in parsed.fields.items()
     }
     authors = tuple(plain(str(name)) for name in parsed.persons.get("author", ()))

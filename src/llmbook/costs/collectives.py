@@ -1,9 +1,9 @@
 """Bytes that a rank sends in a collective operation, by the ring algorithms.
 
-R ranks in a ring pass on one chunk at a time, each S / R bytes of a buffer of S bytes. A reduce-scatter or an
-all-gather takes R - 1 such steps; no algorithm can send less in both (patarasuk2009bandwidth).
-Page: training/collectives. Papers: patarasuk2009bandwidth, thakur2005optimization.
-Left out: latency and trees, which come with the page.
+R ranks in a ring pass on one chunk at a time, each S / R bytes of a buffer of S bytes. A
+reduce-scatter or an all-gather takes R - 1 such steps; no algorithm can send less in both
+(patarasuk2009bandwidth). Page: training/collectives. Papers: patarasuk2009bandwidth,
+thakur2005optimization. Left out: latency and trees, which come with the page.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 
 def reduce_scatter_bytes(buffer_bytes: int, *, num_ranks: int) -> int:
-    """Bytes that each rank sends to sum buffers of S bytes and keep one R-th of the sum: (R - 1) ceil(S / R).
+    """Bytes that each rank sends to sum buffers and keep one R-th of the sum: (R - 1) ceil(S / R).
 
     Raises:
         ValueError: if a size is negative or there is no rank.
@@ -28,7 +28,7 @@ def reduce_scatter_bytes(buffer_bytes: int, *, num_ranks: int) -> int:
 
 
 def all_gather_bytes(shard_bytes: int, *, num_ranks: int) -> int:
-    """Bytes that each rank sends until every rank has every shard: its own and R - 2 others pass on, (R - 1) S.
+    """Bytes that each rank sends until all have every shard, its own and R - 2 others: (R - 1) S.
 
     `shard_bytes` is what one rank hands over, an R-th of what it gets.
 
@@ -39,9 +39,10 @@ def all_gather_bytes(shard_bytes: int, *, num_ranks: int) -> int:
 
 
 def all_reduce_bytes(buffer_bytes: int, *, num_ranks: int) -> int:
-    """Bytes that each rank sends to give all the sum of buffers of S bytes: 2 (R - 1) ceil(S / R).
+    """Bytes that each rank sends to give all the sum of their buffers: 2 (R - 1) ceil(S / R).
 
-    A reduce-scatter and an all-gather of its result (patarasuk2009bandwidth); below 2 S however large R is.
+    A reduce-scatter and an all-gather of its result (patarasuk2009bandwidth); below 2 S however
+    large R is.
 
     >>> all_reduce_bytes(4_000_000, num_ranks=4)
     6000000
@@ -50,7 +51,7 @@ def all_reduce_bytes(buffer_bytes: int, *, num_ranks: int) -> int:
 
 
 def all_to_all_bytes(buffer_bytes: int, *, num_ranks: int) -> int:
-    """Bytes that each rank sends to give every other rank an R-th of its buffer: (R - 1) ceil(S / R).
+    """Bytes that each rank sends to give each other an R-th of its buffer: (R - 1) ceil(S / R).
 
     >>> all_to_all_bytes(4_000_000, num_ranks=4)
     3000000
@@ -68,7 +69,7 @@ FORMULAS = {
 
 
 def ring_bytes(calls: Iterable[tuple[str, int, int]]) -> int:
-    """Bytes that a rank sends in a sequence of collectives, each given as (kind, bytes handed over, ranks).
+    """Bytes that a rank sends in collectives, each given as (kind, bytes handed over, ranks).
 
     Raises:
         ValueError: if a kind has no formula here.

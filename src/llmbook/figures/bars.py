@@ -15,7 +15,7 @@ def stacked(
     x_label: str,
     totals: Sequence[str] = (),
     limit: tuple[float, str] | None = None,
-    smallest_label: float = 0.06,
+    smallest_label: float = 0.09,
 ) -> Axes:
     """One bar a row, its parts in the colours of their quantities, the first bar on top.
 
@@ -44,6 +44,7 @@ def stacked(
         ax.set_yticks(range(len(rows)), [label for label, _ in rows])
         ax.invert_yaxis()
         ax.set_xlim(0, longest * (1.22 if totals else 1.03))
+        ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= 1.001 * longest])
         ax.set_xlabel(x_label)
         if limit:
             ax.axvline(limit[0], color=COLOURS["limit"], linestyle="--", linewidth=1.2)

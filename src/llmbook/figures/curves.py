@@ -42,10 +42,10 @@ def curves(
             hue = colour(name, len(lines) + place)
             ax.plot(dot_xs, dot_ys, "o", color=hue, markersize=5, clip_on=False)
             ax.annotate(name, (dot_xs[-1], dot_ys[-1]), xytext=(7, -9), textcoords="offset points", color=hue)
-        if "x" in logarithmic:
-            ax.set_xscale("log", base=2)
-        if "y" in logarithmic:
-            ax.set_yscale("log")
+        for letter, axis in (("x", ax.xaxis), ("y", ax.yaxis)):
+            if letter in logarithmic:
+                getattr(ax, f"set_{letter}scale")("log")
+                axis.set_major_formatter(lambda value, _: f"{value:,g}")
         if limit:
             ax.axhline(limit[0], color=COLOURS["limit"], linestyle="--", linewidth=1.2)
             ax.text(xs[0], limit[0], limit[1], color=COLOURS["limit"], fontsize=8.5, va="bottom")

@@ -1,8 +1,8 @@
-"""Scaled dot-product attention from its definition, with grouped heads, masks and a cache of keys and values.
+"""Scaled dot-product attention from its definition, grouped heads, masks and a cache.
 
-Page: foundations/attention. Papers: vaswani2017attention, eq. (1); shazeer2019fast (one head of keys and
-values for all queries); ainslie2023gqa (one for each group).
-Left out: dropout, and every kernel that does not write the scores down (inference/flash_attention).
+Page: foundations/attention. Papers: vaswani2017attention, eq. (1); shazeer2019fast (one head of
+keys and values for all queries); ainslie2023gqa (one for each group).
+Left out: dropout, and kernels that do not write the scores down (inference/flash_attention).
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ def attention(
     bias: Float[Tensor, "*#heads #T S"] | None = None,
     scale: float | None = None,
 ) -> Float[Tensor, "B N T H"]:
-    """softmax(scale Q K^T + bias) V, with scale 1 / sqrt(H) unless given (vaswani2017attention, eq. 1).
+    """softmax(scale Q K^T + bias) V, scale 1 / sqrt(H) unless given (vaswani2017attention, eq. 1).
 
-    `mask` is true where a query may look; a row that may look nowhere (padding) gets a finite output.
-    With K < N, each head of keys and values serves N / K heads of queries (ainslie2023gqa, section 2.2).
+    `mask` is true where a query may look; a row that may look nowhere (padding) gets a finite
+    output. With K < N, each head of keys and values serves N / K heads of queries
+    (ainslie2023gqa, section 2.2).
     """
     B, N, T, H = query.shape
     K, S = key.shape[1], key.shape[2]
@@ -45,7 +46,7 @@ def attention(
 
 
 def causal_mask(num_queries: int, num_keys: int) -> Bool[Tensor, "T S"]:
-    """Which keys each query may see: its own and all before it. The queries are the last of the keys' tokens.
+    """Which keys each query may see: its own and all before it; the queries are the last tokens.
 
     >>> causal_mask(2, 4).int().tolist()
     [[1, 1, 1, 0], [1, 1, 1, 1]]
@@ -56,7 +57,8 @@ def causal_mask(num_queries: int, num_keys: int) -> Bool[Tensor, "T S"]:
 class KVCache:
     """Keys and values of one layer, kept as they come.
 
-    A decoder knows `append` and `len` alone; a cache that quantizes, forgets or pages has the same two.
+    A decoder knows `append` and `len` alone; a cache that quantizes, forgets or pages has the
+    same two.
 
     >>> cache, token = KVCache(), torch.zeros(1, 8, 1, 128)  # B K T H
     >>> keys, values = cache.append(token, token)
@@ -78,7 +80,8 @@ class KVCache:
     ) -> tuple[Float[Tensor, "B K S H"], Float[Tensor, "B K S H"]]:
         """Take the keys and values of new tokens; return those of all tokens so far."""
         if self.keys is not None and self.values is not None:
-            keys, values = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
+            keys = torch.cat((self.keys, keys), dim=2)
+            values = torch.cat((self.values, values), dim=2)
         self.keys, self.values = keys, values
         return keys, values
 
@@ -105,14 +108,12 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Attend from the T tokens given to all S that the cache has seen, these among them."""
-        query, key, value = (
-            projection(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # B T N*H -> B N T H
-            for projection in (self.query, self.key, self.value)
-        )
+        H, rows = self.head_dim, (self.query(hidden), self.key(hidden), self.value(hidden))
+        query, key, value = (x.unflatten(-1, (-1, H)).transpose(1, 2) for x in rows)  # B N T H
         if turn is not None:
             query, key = rotate(query, turn), rotate(key, turn)
         if cache is not None:
             key, value = cache.append(key, value)
-        mixed = attention(query, key, value, mask=mask, bias=bias).transpose(1, 2).flatten(2)  # B T N*H
-        output: Tensor = self.output(mixed)
+        mixed = attention(query, key, value, mask=mask, bias=bias)  # B N T H
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output

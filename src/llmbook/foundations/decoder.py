@@ -1,8 +1,8 @@
-"""One decoder-only transformer, driven by one `ModelConfig`: every page that runs a model runs this one.
+"""One decoder-only transformer, driven by one `ModelConfig`; every page runs this one.
 
 Page: foundations/decoder. Papers: radford2019language, touvron2023llamaa, zhang2022opt,
-bigscienceworkshop2022bloom. The names of its weights are those of `llmbook.config.modules`. A field of the
-config chooses a layer; nothing here knows a family.
+bigscienceworkshop2022bloom. The names of its weights are those of `llmbook.config.modules`.
+A field of the config chooses a layer; nothing here knows a family.
 Left out: dropout, experts, and what foundations/language_modelling brings: losses and generation.
 """
 
@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """The feed-forward layer: down(act(up(x))), or, gated, down(act(gate(x)) * up(x)) (shazeer2020glu)."""
+    """The feed-forward layer: down(act(up(x))), or down(act(gate(x)) * up(x)) (shazeer2020glu)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -60,7 +60,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward layer, each added to the residual stream.
 
-    The norm stands before each layer, or, in OPT-350M as in the first transformer, after each addition.
+    The norm stands before each layer, or, in OPT-350M as in the first transformer, after each
+    addition.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -92,9 +93,9 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Tokens in, logits of the next token out.
 
-    >>> config = ModelConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=4, max_seq_len=128)
-    >>> Decoder(config)(torch.zeros(1, 10, dtype=torch.long)).shape
-    torch.Size([1, 10, 256])
+    >>> tiny = ModelConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=4, max_seq_len=9)
+    >>> Decoder(tiny)(torch.zeros(1, 9, dtype=torch.long)).shape
+    torch.Size([1, 9, 256])
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -120,20 +121,24 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, "B T V"]:
         """Logits for the T tokens given, which follow those that the caches hold.
 
-        `attention_mask` covers all S tokens, cached ones first; it is false on padding, which stands left.
+        `attention_mask` covers all S tokens, cached ones first; it is false on padding, which
+        stands left.
 
         Raises:
-            ValueError: if the mask or the caches do not fit, or a learned table of positions ends too early.
+            ValueError: if the mask or the caches do not fit, or a learned table of positions ends
+            too early.
         """
         config, (B, T) = self.config, tokens.shape
         S = T + (len(caches[0]) if caches else 0)
         if caches is not None and len(caches) != config.num_layers:
-            raise ValueError(f"{len(caches)} caches for {config.num_layers} layers: one each is needed")
+            raise ValueError(
+                f"{len(caches)} caches for {config.num_layers} layers: one each is needed"
+            )
         if attention_mask is None:
             attention_mask = torch.ones(B, S, dtype=torch.bool, device=tokens.device)
         if attention_mask.shape[1] != S:
             raise ValueError(
-                f"attention_mask covers {attention_mask.shape[1]} tokens of {S}, cached ones included"
+                f"attention_mask covers {attention_mask.shape[1]} of {S} tokens, cached ones too"
             )
         if config.positions == "learned" and config.max_seq_len < S:
             raise ValueError(f"{S} tokens do not fit into max_seq_len {config.max_seq_len}")
@@ -145,14 +150,20 @@ class Decoder(nn.Module):
         if config.positions == "learned":
             hidden = hidden + self.positions(positions[:, -T:] + config.position_offset)
         elif config.positions == "alibi":
-            bias = alibi_bias(positions, num_queries=T, num_heads=config.num_heads, dtype=hidden.dtype)
+            bias = alibi_bias(
+                positions, num_queries=T, num_heads=config.num_heads, dtype=hidden.dtype
+            )
         else:
             turn = rotation(positions[:, -T:], self.frequencies(), dtype=hidden.dtype)
         hidden = self.embedding_norm(hidden)
-        for layer, cache in zip(self.layers, caches or repeat(None, config.num_layers), strict=True):
+        for layer, cache in zip(
+            self.layers, caches or repeat(None, config.num_layers), strict=True
+        ):
             hidden = layer(hidden, mask=mask, bias=bias, turn=turn, cache=cache)
         hidden = self.project_out(self.final_norm(hidden))  # B T W
-        head = self.embedding if self.head is None else self.head  # tied: the table itself, not a copy
+        head = (
+            self.embedding if self.head is None else self.head
+        )  # tied: the table itself, not a copy
         return nn.functional.linear(hidden, head.weight)
 
     def frequencies(self) -> Float[Tensor, " half"]:
@@ -164,10 +175,10 @@ class Decoder(nn.Module):
 
 @torch.no_grad()
 def initialise(decoder: Decoder, *, generator: torch.Generator, std: float = 0.02) -> Decoder:
-    """Draw the weights as GPT-2 does, in place, and return the decoder (radford2019language, section 2.3).
+    """Draw the weights as GPT-2 does, in place, and return the decoder (radford2019language, 2.3).
 
-    Every matrix is normal with `std`; those that write into the residual stream are narrower by sqrt(2 L), so
-    that their sum over 2 L additions keeps its size. Biases are zero, gains one.
+    Every matrix is normal with `std`; those that write into the residual stream are narrower by
+    sqrt(2 L), so that their sum over 2 L additions keeps its size. Biases are zero, gains one.
     """
     writers = ("attention.output.weight", "mlp.down.weight")
     for name, weight in decoder.named_parameters():

@@ -14,14 +14,18 @@ from llmbook.config import ModelConfig
 
 
 def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The tensor in float32, or in float64 if it was: a mean over D numbers of 16 bits loses digits."""
+    """The tensor in float32, or float64 if it was: a mean over D 16-bit numbers loses digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def layer_norm(
-    x: Float[Tensor, "... D"], weight: Float[Tensor, " D"], bias: Float[Tensor, " D"], *, epsilon: float
+    x: Float[Tensor, "... D"],
+    weight: Float[Tensor, " D"],
+    bias: Float[Tensor, " D"],
+    *,
+    epsilon: float,
 ) -> Float[Tensor, "... D"]:
-    """Normalize to (x - mean) / sqrt(variance + epsilon) * weight + bias over D (ba2016layer, eq. 3 and 4).
+    """Normalize to (x - mean) / sqrt(variance + epsilon) * weight + bias (ba2016layer, eq. 3, 4).
 
     The variance divides by D, not by D - 1.
     """
@@ -36,7 +40,8 @@ def rms_norm(
 ) -> Float[Tensor, "... D"]:
     """Normalize to x / sqrt(mean(x²) + epsilon) * weight over D (zhang2019root, eq. 4).
 
-    No mean is subtracted, no bias added; the gain multiplies in the input's dtype, as in LLaMA's code.
+    No mean is subtracted, no bias added; the gain multiplies in the input's dtype, as in LLaMA's
+    code.
     """
     wide = at_least_float32(x)
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
@@ -48,7 +53,8 @@ class LayerNorm(nn.Module):
 
     def __init__(self, hidden_size: int, *, epsilon: float) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(hidden_size)), nn.Parameter(torch.zeros(hidden_size))
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
         self.epsilon = epsilon
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:

@@ -232,9 +232,15 @@ def shown(value: float) -> str:
 
 
 def shown_as_printed(value: str) -> str:
-    """The printed digits, with separators where they are a whole number.
+    """The printed digits as a reader expects them: separators, and a letter for the power of ten.
 
     >>> shown_as_printed("6738415616"), shown_as_printed("31.4"), shown_as_printed("6.7e9")
-    ('6,738,415,616', '31.4', '6.7e9')
+    ('6,738,415,616', '31.4', '6.7 B')
     """
-    return f"{int(value):,}" if value.isdigit() else value
+    if value.isdigit():
+        return f"{int(value):,}"
+    digits, _, power = value.partition("e")
+    return f"{digits} {POWERS[power]}" if power in POWERS else value
+
+
+POWERS = {"3": "k", "6": "M", "9": "B", "12": "T"}

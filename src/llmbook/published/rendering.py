@@ -57,8 +57,10 @@ def markdown(row: dict[str, Any]) -> str:
     '**✓ Verdict: confirmed.** A. B. {cite:p}`k`'
     """
     if row["type"] == "checks":
-        head = ["| quantity | ours | printed | where | kind |", "|---|---:|---:|---|---|"]
-        return "\n".join([*head, *(table_line(one) for one in row["rows"])])
+        units = {one["unit"] for one in row["rows"]}
+        unit = f", {units.pop()}" if len(units) == 1 else ""
+        head = [f"| quantity | ours{unit} | printed | where | kind |", "|---|---:|---:|---|---|"]
+        return "\n".join([*head, *(table_line(one, with_unit=not unit) for one in row["rows"])])
     if row["type"] == "verdict":
         text = f"**{SIGN[row['finding']]} Verdict: {row['finding']}.** {row['claim']} {row['because']}"
         return f"{text} {{cite:p}}`{row['key']}`"
@@ -70,9 +72,10 @@ def markdown(row: dict[str, Any]) -> str:
     return " ".join(part for part in (text, row["misprint"] or row["note"]) if part)
 
 
-def table_line(row: dict[str, Any]) -> str:
+def table_line(row: dict[str, Any], *, with_unit: bool) -> str:
     """One check as a line of a table; a misprint or a note stands under the quantity."""
     remark = f" ({row['misprint'] or row['note']})" if row["misprint"] or row["note"] else ""
-    place = f"{{cite:t}}`{row['source']}`, {row['where']}"
+    place = f"{row['where']} {{cite:p}}`{row['source']}`"
     printed = f"{'' if row['agrees'] else '≠ '}{shown_as_printed(row['theirs'])}"
-    return f"| {row['what']}{remark} | {shown(row['ours'])} | {printed} {row['unit']} | {place} | {row['kind']} |"
+    unit = f" {row['unit']}" if with_unit else ""
+    return f"| {row['what']}{remark} | {shown(row['ours'])}{unit} | {printed} | {place} | {row['kind']} |"

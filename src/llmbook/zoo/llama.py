@@ -34,10 +34,11 @@ NAMES = {
 
 
 def feed_forward_width(hidden_size: int, *, multiple_of: int = 256, multiplier: float = 1.0) -> int:
-    """Width F: two thirds of 4 D, times a multiplier in later releases, rounded up (touvron2023llamaa, 2.2).
+    """Width F: two thirds of 4 D (touvron2023llamaa, 2.2), later times a multiplier, rounded up.
 
-    Two thirds, because a gated layer has three matrices where GPT's has two. The rounding and the multiplier
-    stand in the reference code: both products are cut to whole numbers before `multiple_of` rounds up.
+    Two thirds, because a gated layer has three matrices where GPT's has two. The rounding and the
+    multiplier stand in the reference code: both products are cut to whole numbers before
+    `multiple_of` rounds up.
 
     >>> feed_forward_width(4096), feed_forward_width(4096, multiple_of=1024, multiplier=1.3)
     (11008, 14336)
@@ -85,8 +86,8 @@ def transformers_config(config: ModelConfig) -> dict[str, Any]:
     """
     fixed = {
         "positions": "rotary", "norm": "rms_norm", "norm_placement": "pre", "embedding_norm": False,
-        "final_norm": True, "gated": True, "activation": "silu", "embedding_size": config.hidden_size,
-        "attention_output_bias": config.attention_bias,
+        "final_norm": True, "gated": True, "activation": "silu",
+        "embedding_size": config.hidden_size, "attention_output_bias": config.attention_bias,
     }  # fmt: skip
     for field, value in fixed.items():
         if getattr(config, field) != value:
@@ -94,7 +95,10 @@ def transformers_config(config: ModelConfig) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_factor != 1:
         rope |= {"rope_type": "llama3", "factor": config.rope_factor, "low_freq_factor": 1.0}
-        rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": config.rope_trained_len}
+        rope |= {
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": config.rope_trained_len,
+        }
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,

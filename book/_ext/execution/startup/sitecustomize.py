@@ -1,5 +1,6 @@
 """Lets a Python process that a page started note the files it uses (see `execution/watch.py`)."""
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -10,7 +11,5 @@ if "EXECUTION_WATCH" in os.environ:
     if _spec is not None and _spec.loader is not None:
         _watch = sys.modules["execution_watch"] = importlib.util.module_from_spec(_spec)
         _spec.loader.exec_module(_watch)
-        try:
+        with contextlib.suppress(OSError):  # the page that started this process may be over
             _watch.join(os.environ["EXECUTION_WATCH"])
-        except OSError:
-            pass  # the page that started this process is over

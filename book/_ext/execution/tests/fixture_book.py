@@ -8,6 +8,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import nbformat
 
 PACKAGES = Path(__file__).parents[2]  # the folder that holds the package `execution`
 
@@ -36,33 +39,51 @@ SOURCES = 'import sys\nsys.path.insert(0, "../src")\n'
 NUMBERS = page(
     "Numbers",
     "The total is {eval}`total`, or {eval}`f'{total:.2f}'`.\n\n",
-    cell(SOURCES + "import alpha\ntotal = alpha.VALUE + int(open('../data/numbers.txt').read())\nprint(total)"),
     cell(
-        "import pathlib\npathlib.Path('../data/wanted.txt').exists()\n"
-        "try:\n    open('../data/wanted.txt')\nexcept FileNotFoundError:\n    print('not there')"
+        SOURCES
+        + """import alpha
+total = alpha.VALUE + int(open('../data/numbers.txt').read())
+print(total)"""
     ),
-    cell("total * 2", "---\nmystnb:\n  figure:\n    caption: |\n      Twice is {eval}`total * 2`.\n---\n").replace(
-        "total * 2\n```", "from IPython.display import SVG\nSVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>')\n```"
+    cell("""try:
+    open('../data/wanted.txt')
+except FileNotFoundError:
+    print('not there')"""),
+    cell(
+        "from IPython.display import SVG\nSVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>')",
+        "---\nmystnb:\n  figure:\n    caption: |\n      Twice is {eval}`total * 2`.\n---\n",
     ),
 )
 
 RANKS = page(
     "Ranks",
-    cell(SOURCES + "import os\nif os.fork() == 0:\n    open('../data/forked.txt').read()\n    import beta\n    os._exit(0)\nos.wait()[1]"),
     cell(
-        "import subprocess\n"
-        "subprocess.run([sys.executable, '-c', 'import gamma; open(\"../data/python.txt\").read()'],\n"
-        "               env={**os.environ, 'PYTHONPATH': '../src:' + os.environ['PYTHONPATH']}, check=True).returncode"
+        SOURCES
+        + """import os
+if os.fork() == 0:
+    open('../data/forked.txt').read()
+    import beta
+    os._exit(0)
+os.wait()[1]"""
     ),
-    cell("print(subprocess.run('cat ../data/shell.txt', shell=True, text=True, capture_output=True).stdout)"),
-    cell(
-        "import multiprocessing\n"
-        "server = multiprocessing.get_context('forkserver')\n"
-        "one = server.Process(target=alone.read, args=('../data/server.txt',))\none.start()\none.join()\none.exitcode"
-    ).replace("import multiprocessing\n", "import multiprocessing\nimport alone\n"),
+    cell("""import subprocess
+environment = {**os.environ, 'PYTHONPATH': '../src:' + os.environ['PYTHONPATH']}
+program = 'import gamma; open("../data/python.txt").read()'
+subprocess.run([sys.executable, '-c', program], env=environment, check=True).returncode"""),
+    cell("subprocess.run('cat shell.txt', shell=True, cwd='../data', capture_output=True).stdout"),
+    cell("""import alone, multiprocessing
+server = multiprocessing.get_context('forkserver')
+one = server.Process(target=alone.read, args=('../data/server.txt',))
+one.start()
+one.join()
+one.exitcode"""),
 )
 
-LISTING = page("Listing", cell("from pathlib import Path\nsorted(path.name for path in Path('../data/many').glob('*.txt'))"))
+LISTING = page(
+    "Listing",
+    cell("""from pathlib import Path
+sorted(path.name for path in Path('../data/many').glob('*.txt'))"""),
+)
 
 TWIN = page("Twin", cell("from pathlib import Path\nprint(Path.cwd().name)"))
 
@@ -81,7 +102,16 @@ FILES = {
     "data/many/a.txt": "",
     "data/many/b.txt": "",
     "locks.txt": "# locked\nnbformat==5.0\n",
-    "book/index.md": "# Index\n\n```{toctree}\nnumbers\nranks\nlisting\nleft/twin\nright/twin\n```\n",
+    "book/index.md": """# Index
+
+```{toctree}
+numbers
+ranks
+listing
+left/twin
+right/twin
+```
+""",
     "book/numbers.md": NUMBERS,
     "book/ranks.md": RANKS,
     "book/listing.md": LISTING,
@@ -126,7 +156,11 @@ class Book:
     def stage(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run the stage; its output is text."""
         return subprocess.run(
-            self.command(*arguments), cwd=self.root, env=self.environment(**more), capture_output=True, text=True
+            self.command(*arguments),
+            cwd=self.root,
+            env=self.environment(**more),
+            capture_output=True,
+            text=True,
         )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -141,42 +175,62 @@ class Book:
             start_new_session=True,
         )
 
-    def summary(self) -> dict:
+    def summary(self) -> Any:
         return json.loads((self.cache / "summary.json").read_text())
 
     def executed(self) -> set[str]:
         return {name for name, page in self.summary()["per_page"].items() if page["executed"]}
 
-    def record(self, name: str) -> dict:
+    def record(self, name: str) -> Any:
         return json.loads((self.cache / "pages" / f"{name}.json").read_text())
 
     def notebook_path(self, name: str) -> Path:
-        return self.cache / "executed" / self.record(name)["hashkey"] / "base.ipynb"
+        hashkey: str = self.record(name)["hashkey"]
+        return self.cache / "executed" / hashkey / "base.ipynb"
 
-    def outputs(self, name: str) -> list[list[dict]]:
+    def outputs(self, name: str) -> list[Any]:
         """Outputs of a page by cell."""
-        return [cell["outputs"] for cell in json.loads(self.notebook_path(name).read_text())["cells"]]
+        return [cell.outputs for cell in nbformat.read(str(self.notebook_path(name)), 4).cells]  # type: ignore[no-untyped-call]
 
     def notebooks(self) -> dict[str, bytes]:
         """Every page's executed notebook, by page."""
-        names = [path.relative_to(self.cache / "pages") for path in (self.cache / "pages").rglob("*.json")]
-        return {name.with_suffix("").as_posix(): self.notebook_path(name.with_suffix("").as_posix()).read_bytes() for name in names}
+        names = [
+            path.relative_to(self.cache / "pages")
+            for path in (self.cache / "pages").rglob("*.json")
+        ]
+        return {
+            name.with_suffix("").as_posix(): self.notebook_path(
+                name.with_suffix("").as_posix()
+            ).read_bytes()
+            for name in names
+        }
 
     def stale(self) -> dict[str, list[str]]:
         """What would run now, and why (decided in this process: milliseconds)."""
-        from execution import cache as caching
-        from execution.stage import Options, plan_run
+        from execution.stage import Options, new_run, plan_run
 
-        cache = caching.Cache(self.cache)
-        versions = caching.versions_in_force(self.root / "locks.txt")
-        key = caching.Key(self.root, versions, caching.stage_fingerprint())
-        options = Options(book=self.root / "book", cache=self.cache, root=self.root)
-        return plan_run(options, cache, key, caching.file_fingerprint, []).reasons
+        locks = self.root / "locks.txt"
+        options = Options(self.root / "book", self.cache, self.root, locks=locks)
+        return plan_run(new_run(options), []).reasons
 
     def sphinx(self, builder: str = "html") -> subprocess.CompletedProcess[str]:
         """Render with plain Sphinx, a warning being an error."""
-        command = [sys.executable, "-m", "sphinx", "-W", "-n", "-b", builder, "-d", "doctrees", "book", f"out/{builder}"]
-        return subprocess.run(command, cwd=self.root, env=self.environment(), capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "-W",
+            "-n",
+            "-b",
+            builder,
+            "-d",
+            "doctrees",
+            "book",
+            f"out/{builder}",
+        ]
+        return subprocess.run(
+            command, cwd=self.root, env=self.environment(), capture_output=True, text=True
+        )
 
     def html(self, name: str) -> str:
         return (self.root / "out" / "html" / f"{name}.html").read_text()

@@ -1,0 +1,89 @@
+"""Pages are read as MyST-NB reads them; expressions are found where they can stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from execution.cache import locked_versions
+from execution.forking import Limits, next_that_fits
+from execution.outputs import clean_svg, merged_streams
+from execution.pages import DEFAULT_BUDGET, Page, has_code, read_page
+from execution.tests.fixture_book import cell, page
+
+
+def read(text: str) -> Page:
+    return read_page("one", Path("book/one.md"), text)
+
+
+def test_a_cell_knows_the_line_of_its_code() -> None:
+    text = page(
+        "One",
+        cell("a = 1"),
+        cell("\nb = 2", ":tags: [x]\n"),
+        cell("c = 3", "---\ntags: [y]\n---\n"),
+    )
+    lines = text.splitlines()
+    for found, source in zip(read(text).cells, ("a = 1", "b = 2", "c = 3"), strict=True):
+        assert lines[found.line - 1 + found.source.splitlines().index(source)] == source
+
+
+def test_expressions_are_those_that_the_role_would_be_given() -> None:
+    text = page(
+        "One",
+        "{eval}`a`, {eval}``b['`']``,\n{eval}`f'{c:.1f}\nx'` and `no`\n\n",
+        cell("a = 1", "---\nmystnb:\n  figure:\n    caption: |\n      Made of {eval}`d`.\n---\n"),
+        "```{eval} e + 1\n```\n\n```{eval:figure} f\n:name: g\n```\n",
+    )
+    found = [(one.text, one.cells_before) for one in read(text).expressions]
+    assert found == [("a", 0), ("b['`']", 0), ("f'{c:.1f} x'", 0), ("d", 1), ("e + 1", 1), ("f", 1)]
+
+
+def test_front_matter_sets_budget_and_processes() -> None:
+    assert read(page("One", cell("1"))).budget == DEFAULT_BUDGET
+    declared = read(page("One", cell("1"), more="execution: {budget: 42, processes: 4}\n"))
+    assert (declared.budget, declared.processes) == (42, 4)
+
+
+def test_nested_cells_are_no_cells() -> None:
+    text = page(
+        "One", cell("1"), "````{note}\n" + cell("2") + "````\n\n:::{note}\n" + cell("3") + ":::\n"
+    )
+    assert [one.source for one in read(text).cells] == ["1"]
+
+
+@pytest.mark.parametrize(
+    "text", ["# Title\n", "---\nfile_format: mystnb\n---\n# No cell\n", "```{code-cell}\n1\n```\n"]
+)
+def test_pages_without_code_are_seen_without_parsing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "one.md").write_text(text)
+    assert not has_code(tmp_path / "one.md")
+
+
+def test_pages_with_processes_take_as_many_places() -> None:
+    pages = [
+        read(page("One", cell("1"), more=f"execution: {{processes: {n}}}\n")) for n in (4, 2, 1)
+    ]
+    assert next_that_fits(pages, [], 2) is pages[0]
+    assert next_that_fits(pages[1:], [], 1) is pages[1]
+    assert next_that_fits([], [], 2) is None
+    assert Limits().cpu_slack > 1
+
+
+def test_locks_are_read_as_constraints() -> None:
+    marked = "ruamel.yaml[jinja2] == 0.18 ; python_version > '3'"
+    text = f"# torch==1\nTorch==2.13.0\n{marked}\n-r other.txt\n"
+    assert locked_versions(text) == {"torch": "2.13.0", "ruamel-yaml": "0.18"}
+
+
+def test_svg_is_cleaned() -> None:
+    prologue = '<?xml version="1.0"?>\n<!DOCTYPE svg>\n'
+    metadata = "\n <metadata>\n  <x/>\n </metadata>"
+    svg = f'{prologue}<svg>{metadata}\n <path id="s"/><path d="M1 1"/></svg>'
+    assert clean_svg(svg) == '<svg>\n <path d="M0 0" id="s"/><path d="M1 1"/></svg>'
+
+
+def test_neighbouring_text_is_one_output() -> None:
+    text = [{"output_type": "stream", "name": "stdout", "text": letter} for letter in "ab"]
+    assert merged_streams([*text, {"output_type": "display_data"}, text[0]])[0]["text"] == "ab"

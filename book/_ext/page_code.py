@@ -1,0 +1,40 @@
+"""`nox -s lint`: the cells of every page as Python files with the page's own line numbers, for ruff."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def cells_only(text: str) -> str:
+    """The page with every line blank that is not code of a cell, so that line numbers stay.
+
+    >>> cells_only("# Title\\n```{code-cell} ipython3\\nx = 1\\n```\\nprose")
+    '\\n\\nx = 1\\n\\n'
+    """
+    kept, inside, options = [], False, False
+    for line in text.split("\n"):
+        if line.startswith("```{code-cell}"):
+            inside, keep = True, False
+        elif inside and line.startswith("```"):
+            inside, options, keep = False, False, False
+        elif inside and line == "---":
+            options, keep = not options, False
+        else:
+            keep = inside and not options and not line.startswith(":")
+        kept.append(line if keep else "")
+    return "\n".join(kept)
+
+
+def main(book: Path, target: Path) -> None:
+    """Write `target/<page>.md.py` for every page with cells."""
+    for page in book.glob("**/*.md"):
+        text = page.read_text(encoding="utf8")
+        if "```{code-cell}" in text:
+            file = target / page.relative_to(book).with_suffix(".md.py")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(cells_only(text), encoding="utf8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,108 @@
+"""Claims of the page foundations/parameters."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from formula import expressions
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
+
+from llmbook.config import ModelConfig
+from llmbook.costs.parameters import parameter_count, rule_of_thumb
+from llmbook.zoo.catalogue import card, cards
+
+PAGE = Path(__file__).parents[2] / "book" / "foundations" / "parameters.md"
+
+
+def primes(count: int, *, seed: int) -> list[int]:
+    """Distinct primes, so that no product of letters equals another by accident."""
+    found = [n for n in range(5, 300) if all(n % d for d in range(2, n))]
+    return random.Random(seed).sample(found, count)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_gpt_formula_of_the_page_is_what_the_library_counts(seed):
+    V, T, L, F, H, N = primes(6, seed=seed)
+    config = ModelConfig(
+        vocab_size=V, max_seq_len=T, num_layers=L, hidden_size=N * H, num_heads=N, intermediate_size=F
+    )
+    letters = {"V": V, "T": T, "L": L, "D": N * H, "F": F}
+    assert parameter_count(config).total == eval(expressions(PAGE)["eq-parameters-gpt"], letters)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_llama_formula_of_the_page_is_what_the_library_counts(seed):
+    V, L, F, D, K, groups = primes(6, seed=seed)
+    H = 2 * primes(1, seed=seed + 100)[0]
+    config = ModelConfig(
+        vocab_size=V, max_seq_len=8, num_layers=L, hidden_size=D, num_heads=K * groups,
+        num_kv_heads=K, head_dim=H, intermediate_size=F, positions="rotary", norm="rms_norm",
+        gated=True, attention_bias=False, attention_output_bias=False, mlp_bias=False,
+        tie_embeddings=False,
+    )  # fmt: skip
+    letters = {"V": V, "L": L, "D": D, "F": F, "N": K * groups, "K": K, "H": H}
+    assert parameter_count(config).total == eval(expressions(PAGE)["eq-parameters-llama"], letters)
+
+
+def test_the_rule_of_thumb_of_the_page_is_the_function():
+    config = card("gpt-3-175b").config
+    letters = {"L": config.num_layers, "D": config.hidden_size}
+    assert rule_of_thumb(config) == eval(expressions(PAGE)["eq-rule-of-thumb"], letters)
+
+
+def transformers_model(name):
+    """The class of `transformers` that the organisation's own config.json names, on the meta device."""
+    found = card(name)
+    c = found.config
+    common = {"vocab_size": c.vocab_size, "hidden_size": c.hidden_size}
+    if found.family == "GPT":
+        sizes = {"n_layer": c.num_layers, "n_head": c.num_heads, "n_embd": c.hidden_size}
+        config, model = GPT2Config(vocab_size=c.vocab_size, n_positions=c.max_seq_len, **sizes), GPT2LMHeadModel
+    elif found.family == "OPT":
+        config = OPTConfig(
+            **common, num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads, ffn_dim=c.intermediate_size,
+            max_position_embeddings=c.max_seq_len, word_embed_proj_dim=c.embedding_size,
+            do_layer_norm_before=c.norm_placement == "pre",
+        )  # fmt: skip
+        model = OPTForCausalLM
+    elif found.family == "BLOOM":
+        config, model = BloomConfig(**common, n_layer=c.num_layers, n_head=c.num_heads), BloomForCausalLM
+    else:
+        config = LlamaConfig(
+            **common, num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads,
+            num_key_value_heads=c.num_kv_heads, intermediate_size=c.intermediate_size,
+            tie_word_embeddings=c.tie_embeddings,
+        )  # fmt: skip
+        model = LlamaForCausalLM
+    with torch.device("meta"):
+        return model(config)
+
+
+@pytest.mark.parametrize("name", cards())
+def test_every_card_counts_as_many_as_transformers_allocates(name):
+    model, count = transformers_model(name), parameter_count(card(name).config)
+    assert count.total == sum(parameter.numel() for parameter in model.parameters())
+    assert count.non_embedding == model.num_parameters(exclude_embeddings=True) - count.output_head
+
+
+def test_the_parts_add_up_for_every_card():
+    for found in cards().values():
+        count = parameter_count(found.config)
+        assert count.total == count.embedding + count.output_head + count.non_embedding
+        assert count.total == sum(count.by_module.values())
+
+
+def test_untying_the_head_adds_one_table():
+    config = card("gpt2").config
+    grown = parameter_count(config.but(tie_embeddings=False)).total - parameter_count(config).total
+    assert grown == config.vocab_size * config.hidden_size
