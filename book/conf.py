@@ -85,7 +85,7 @@ html_context = {"repository": repository}
 # PDF
 latex_engine = "xelatex"
 latex_documents = [("index", "llmbook.tex", project, author, "manual")]
-latex_toplevel_sectioning = "part"
+latex_toplevel_sectioning = "chapter"
 latex_table_style = ["booktabs"]
 latex_show_urls = "no"
 latex_domain_indices = False

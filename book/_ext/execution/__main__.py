@@ -55,6 +55,7 @@ def main() -> int:
         kernels=given.kernels,
         limits=Limits(given.cpu_slack, given.wall_slack),
     )
+    os.environ["IPYTHONDIR"] = str(options.cache / "ipython")  # no user's start-up files
     if given.why:
         return explain(options, given.why)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave in order, with the pages ended

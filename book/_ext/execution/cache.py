@@ -138,6 +138,8 @@ class Cache:
         for path in (self.folder / "executed").glob("*"):
             if path.name not in wanted:
                 shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.rglob("*.part"):  # of a stage that was killed
+            path.unlink()
 
     def indexed_hashkeys(self) -> set[str] | None:
         """The notebooks that jupyter-cache's database names; None if it cannot be read."""
@@ -177,11 +179,11 @@ def reasons_to_execute(
 
 def changed_code(name: str, path: Path, record: Record) -> list[str]:
     """Which cells or expressions changed; a page that is byte for byte the same is not parsed."""
-    text = path.read_bytes()
-    if hashlib.sha256(text).hexdigest() == record.source:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() == record.source:
         return []
     try:
-        now = code_key(read_page(name, path, text.decode("utf-8")))
+        now = code_key(read_page(name, path, content))
     except PageError:
         return ["the page cannot be read"]
     return [f"{part} {how}" for part, how in differences(record.code, now)]

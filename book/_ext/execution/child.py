@@ -261,7 +261,7 @@ def settle(page: Page, *, stack_file: int, scope: watch.Scope) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(page.path.parent)
     sys.argv = [""]
-    sys.path[0] = ""  # the page's folder, as in a kernel
+    sys.path[: 0 if sys.flags.safe_path else 1] = [""]  # the page's folder, as in a kernel
     faulthandler.enable(stack_file)  # a crash leaves its stack there
     faulthandler.register(STACK_SIGNAL, file=stack_file, all_threads=False)
     if "torch" in sys.modules:
@@ -291,6 +291,9 @@ def run_cell(
 ) -> list[dict[str, Any]]:
     """The outputs of one cell; raises CellError for whatever a reader must not see."""
     recorder.begin()
+    if "skip-execution" in cell.tags:
+        return []
+    shell.execution_count = cell.number  # IPython does not count empty cells
     result = shell.run_cell(cell.source, store_history=True)  # type: ignore[no-untyped-call]
     recorder.take_text()
     error = result.error_before_exec or result.error_in_exec

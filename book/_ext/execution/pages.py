@@ -26,6 +26,7 @@ KERNELSPEC = {"name": "python3", "display_name": "Python 3"}  # for pages that n
 # Block syntax that decides where a fence is nested; a nested cell is not a cell (as for MyST-NB).
 BLOCK_SYNTAX = ("amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist")
 
+NOTEBOOK = re.compile(r"^\s*(file_format:\s*mystnb|format_name:\s*myst)\s*$", re.MULTILINE)
 ROLE = re.compile(r"\{eval\}(`+)(.+?)\1", re.DOTALL)
 DIRECTIVE = re.compile(
     r"^[ \t>]*(?:`{3,}|:{3,}|~{3,})\{eval(?::figure)?\}[ \t]+(\S.*?)[ \t]*$", re.MULTILINE
@@ -101,12 +102,11 @@ def page_paths(book: Path, *, exclude: tuple[str, ...] = ()) -> Iterator[tuple[s
 def has_code(path: Path) -> bool:
     """Whether a file is a MyST-NB page with at least one code cell (seen without parsing it)."""
     text = path.read_text(encoding="utf-8", errors="replace")
-    return (
-        text.startswith("---") and "{code-cell}" in text and "mystnb" in text.split("\n---", 1)[0]
-    )
+    front = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    return "{code-cell}" in text and NOTEBOOK.search(front) is not None
 
 
-def read_page(name: str, path: Path, text: str) -> Page:
+def read_page(name: str, path: Path, content: bytes) -> Page:
     """Parse a page with MyST-NB's own reader, so that Sphinx sees the same cells.
 
     Raises PageError where the page cannot be read or declares a budget out of bounds.
@@ -117,6 +117,7 @@ def read_page(name: str, path: Path, text: str) -> Page:
     from myst_parser.config.main import MdParserConfig
 
     try:
+        text = content.decode("utf-8")
         notebook = read_myst_markdown_notebook(
             text,
             MdParserConfig(enable_extensions=set(BLOCK_SYNTAX)),

@@ -102,6 +102,10 @@ def report(summary: dict[str, Any], failures: list[Failure]) -> None:
         if page["over_budget"] and page["executed"]:
             took, budget = page["cpu_seconds"], page["budget"]
             print(f"execution: {name} took {took:.0f} s of CPU, within the slack over {budget:g} s")
+    executed = [page for page in summary["per_page"].values() if page["executed"]]
+    wall, cpu = (sum(page[f"{kind}_seconds"] for page in executed) for kind in ("wall", "cpu"))
+    if wall > 2 * cpu + 5:
+        print(f"execution: a busy machine, or pages that wait: {wall:.0f} s for {cpu:.0f} s of CPU")
     print(
         f"execution: {summary['executed']} pages executed, {summary['reused']} reused, "
         f"{len(failures)} failed, {summary['stage_seconds']:.1f} s"

@@ -102,7 +102,7 @@ def execute_book(options: Options, wanted: list[str]) -> int:
     except (OSError, sqlite3.Error) as error:
         print(f"execution: the cache cannot be written: {error}", flush=True)
         return 1
-    report(summary, outcome.failures)
+    report(summary, sorted(outcome.failures, key=lambda failure: failure.page))
     return 1 if outcome.failures else 0
 
 
@@ -216,10 +216,10 @@ def read_pages(
     sources: dict[str, str] = {}
     for name in plan.reasons:
         run.cache.forget(name)
-        text = plan.paths[name].read_bytes()
-        sources[name] = hashlib.sha256(text).hexdigest()
+        content = plan.paths[name].read_bytes()
+        sources[name] = hashlib.sha256(content).hexdigest()
         try:
-            pages.append(read_page(name, plan.paths[name], text.decode("utf-8")))
+            pages.append(read_page(name, plan.paths[name], content))
         except PageError as error:
             outcome.failures.append(Failure(name, str(error)))
             progress.finished(name, seconds={}, failed=True)

@@ -110,6 +110,9 @@ BAD_PAGES = {
     ),
 }
 GOOD_PAGES = {
+    "skips": page(
+        "Good", PIECE, cell("1 / 0", ":tags: [skip-execution]\n"), cell(""), cell("x + 1")
+    ),
     "may_raise": page("Good", PIECE, cell("1 / 0", ":tags: [raises-exception]\n"), cell("x + 1")),
     "leaves_a_process": page("Good", cell(ESCAPE.format(SLEEPERS[3]))),
     "sample_of_a_role": page("Good", PIECE, "Write ``{eval}`unknown` ``.\n"),
@@ -178,6 +181,14 @@ def test_no_process_outlives_its_page(
 ) -> None:
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert f"sleep\0{seconds}\0".encode() not in lines
+
+
+def test_skipped_and_empty_cells_keep_the_count(
+    run: tuple[Book, subprocess.CompletedProcess[str]],
+) -> None:
+    book, _ = run
+    assert [len(found) for found in book.outputs("skips")] == [0, 0, 0, 1]
+    assert book.outputs("skips")[3][0]["execution_count"] == 4
 
 
 def test_modules_of_the_repository_cannot_be_preloaded(

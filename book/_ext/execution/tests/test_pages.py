@@ -9,12 +9,12 @@ import pytest
 from execution.cache import locked_versions
 from execution.forking import Limits, next_that_fits
 from execution.outputs import clean_svg, merged_streams
-from execution.pages import DEFAULT_BUDGET, Page, has_code, read_page
+from execution.pages import DEFAULT_BUDGET, Page, PageError, has_code, read_page
 from execution.tests.fixture_book import cell, page
 
 
 def read(text: str) -> Page:
-    return read_page("one", Path("book/one.md"), text)
+    return read_page("one", Path("book/one.md"), text.encode())
 
 
 def test_a_cell_knows_the_line_of_its_code() -> None:
@@ -51,6 +51,17 @@ def test_nested_cells_are_no_cells() -> None:
         "One", cell("1"), "````{note}\n" + cell("2") + "````\n\n:::{note}\n" + cell("3") + ":::\n"
     )
     assert [one.source for one in read(text).cells] == ["1"]
+
+
+def test_a_page_that_is_no_text_is_named() -> None:
+    with pytest.raises(PageError, match="book/one.md:1: "):
+        read_page("one", Path("book/one.md"), page("One", cell("1")).encode() + b"\xff")
+
+
+@pytest.mark.parametrize("options", ["no", "{budget: x}", "{budget: 0}", "{processes: 0}"])
+def test_wrong_options_are_named(options: str) -> None:
+    with pytest.raises(PageError, match="book/one.md:1: execution "):
+        read(page("One", cell("1"), more=f"execution: {options}\n"))
 
 
 @pytest.mark.parametrize(
