@@ -55,7 +55,7 @@ nb_number_source_lines = False
 
 # Mathematics, references
 html_math_renderer = "mathml"
-math_numfig = True
+math_numfig = False  # the numbers that the renderers print
 numfig = True
 math_eqref_format = "({number})"
 bibtex_bibfiles = [f"../bibliography/{name}.bib" for name in ("foundations", "training", "inference", "zoo", "data")]

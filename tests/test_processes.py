@@ -1,4 +1,4 @@
-"""Ranks answer, fail, die and hang: one clear error says so each time, and nothing is left behind."""
+"""Ranks answer, fail, die and hang: one clear error says so, and nothing is left behind."""
 
 import os
 import signal
@@ -157,7 +157,7 @@ def test_results_larger_than_a_pipe_come_back():
     assert [result.sum().item() for result in results] == [0.0, 3_000_000.0]
 
 
-def test_a_rank_that_is_done_stays_until_the_others_have_read_what_it_sent():
+def test_what_a_rank_sent_before_it_was_done_can_be_read_later():
     numel = 500_000
     assert run(send_early_read_late, numel, num_ranks=2)[1] == pytest.approx(
         numel * (numel - 1) / 2
@@ -191,6 +191,13 @@ def test_a_failure_is_one_error_that_names_the_rank_and_leaves_nothing(
         assert word in str(caught.value)
     assert time.monotonic() - started < 15, "the other ranks were not stopped at once"
     assert gone(pids(tmp_path))
+
+
+def test_the_first_error_is_told_ten_times_over(tmp_path):
+    """The others lose nothing before they are stopped, so no lost connection is told instead."""
+    for _ in range(10):
+        with pytest.raises(RankFailed, match=r"rank 1 of 3 raised[\s\S]*LookupError"):
+            run(note_and, tmp_path, "raise", num_ranks=3, deadline=30)
 
 
 def test_a_hang_names_the_line_where_the_rank_stands(tmp_path):

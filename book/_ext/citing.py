@@ -63,6 +63,7 @@ class Style(UnsrtStyle):
     """References with titles as printed, an English rendering in brackets, and all links."""
 
     default_label_style = KeyLabels
+    default_sorting_style = "author_year_title"
 
     def format_title(self, e: PybtexEntry, which_field: str, as_sentence: bool = True) -> Any:
         """The title unchanged (no lower-casing: titles are Chinese and English), its rendering in brackets."""

@@ -146,6 +146,11 @@ def link(builder: Builder, source: str, page: str) -> nodes.Node:
     return make_refnode(builder, source, page, "", nodes.Text(title))
 
 
+def breakable(path: str) -> str:
+    """A path that a browser may break after its slash."""
+    return path.replace("/", "/\N{ZERO WIDTH SPACE}")
+
+
 def check_table(builder: Builder, source: str, rows: list[dict[str, Any]]) -> list[nodes.Node]:
     """The checks of one kind."""
     body = [
@@ -154,9 +159,9 @@ def check_table(builder: Builder, source: str, rows: list[dict[str, Any]]) -> li
             nodes.Text(shown(row["ours"])),
             nodes.Text(f"{shown_as_printed(row['theirs'])} {row['unit']}"),
             nodes.Text(f"{row['relative_error']:+.2%}"),
-            nodes.Text(f"±{row['tolerance']:.3g}" + (" (misprint)" if row["misprint"] else "")),
+            nodes.Text(f"±{shown(row['tolerance'])}"),
             nodes.inline("", "", cited(builder, source, row["source"]), nodes.Text(f", {row['where']}")),
-            link(builder, source, row["page"]),
+            make_refnode(builder, source, row["page"], "", nodes.Text(row["page"].replace("/", "/ "))),
         ]
         for row in rows
     ]

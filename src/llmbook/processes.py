@@ -285,8 +285,8 @@ def where_it_stands(process: BaseProcess, seat: Seat) -> str:
 def serve(seat: Seat, orders: bytes, answer: Connection, parent: int | None) -> NoReturn:
     """What a rank does: set itself up, run the function, send its answer, and wait to be ended.
 
-    It waits because a rank that left at once would close sockets from which others may still read,
-    and their errors would hide the first one.
+    It waits so that the others keep their connections to it: what they would raise on losing one
+    could hide the first error.
     """
     die_with_parent(parent)
     with seat.printed.open("ab") as printed, seat.stack.open("w") as stack:

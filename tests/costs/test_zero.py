@@ -42,7 +42,7 @@ def test_table_1(id):
 
 @pytest.mark.parametrize("id", [id for id in ids("zero.table2.") if "stage" in id])
 def test_table_2(id):
-    """The model is split over `mp` devices, then its parts are trained by 64 ranks of 32 GB each."""
+    """A model is split over `mp` devices, and each part is trained by 64 ranks of 32 GB."""
     parts, stage = map(int, re.fullmatch(r"zero\.table2\.mp(\d+)\.stage(\d)", id).groups())
     unit = {"billion parameters": 10**9, "trillion parameters": 10**12}[number(id).unit]
     ours = parts * largest_model(32_000_000_000, num_ranks=64, stage=stage) / unit
@@ -115,7 +115,7 @@ def test_traffic_is_the_sum_of_the_collectives_of_a_step(num_ranks, each):
 
 
 def test_stage_3_sends_half_as_much_again():
-    """rajbhandari2020zero, section 7: 2 Psi for stages 1 and 2 as for data parallelism, 3 Psi for stage 3."""
+    """rajbhandari2020zero, section 7: 2 Psi for stages 1 and 2 as without ZeRO, 3 Psi for stage 3."""
     P, R = 7_500_000_000, 64
     plain, one, two, three = (sent_bytes_per_rank(P, num_ranks=R, stage=stage) for stage in STAGES)
     assert plain == one == two

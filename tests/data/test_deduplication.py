@@ -2,15 +2,20 @@
 
 import itertools
 import math
+import re
+import string
+from pathlib import Path
 
 import datasketch
 import numpy as np
 import pytest
+from formula import expressions
 
 from llmbook import corpus
 from llmbook.data import deduplication as dd
 
 NUM_HASHES = 128
+PAGE = Path(__file__).parents[2] / "book" / "data" / "deduplication.md"
 
 
 @pytest.fixture
@@ -74,6 +79,76 @@ def test_slimpajama_banding_is_the_best_for_128_hashes_at_0_8():
 def test_rose_example_of_broder():
     # broder1997resemblance, section 2: the 4-shingling of (a, rose, is, a, rose, is, a, rose)
     assert len(dd.shingles("a rose is a rose is a rose", num_words=4)) == 3
+
+
+def test_one_division_of_9000_hashes_alone_meets_refinedweb_s_two_probabilities():
+    meets = [
+        (bands, 9000 // bands)
+        for bands in range(1, 9001)
+        if 9000 % bands == 0
+        and round(dd.candidate_probability(0.75, num_bands=bands, rows_per_band=9000 // bands), 2)
+        == 0.76
+        and dd.candidate_probability(0.8, num_bands=bands, rows_per_band=9000 // bands) >= 0.994
+    ]
+    assert meets == [(450, 20)]
+
+
+def test_suffix_array_of_banana_is_lee_s():
+    # lee2022deduplicating, section 4.1.1, counts from one
+    assert (dd.suffix_array(dd.token_numbers("banana")) + 1).tolist() == [6, 4, 2, 1, 5, 3]
+
+
+# The page's formulas
+
+
+@pytest.fixture
+def formulas() -> dict[str, str]:
+    return expressions(PAGE)
+
+
+def test_page_formulas_of_the_s_curve_are_the_library_s(
+    formulas: dict[str, str], generator: np.random.Generator
+):
+    for _ in range(50):
+        b, r = int(generator.integers(2, 500)), int(generator.integers(1, 20))
+        s = float(generator.uniform(0.7, 0.95))
+        banding = {"num_bands": b, "rows_per_band": r}
+        library = {
+            "eq-s-curve": dd.candidate_probability(s, **banding),
+            "eq-even-odds": dd.even_odds_similarity(**banding),
+            "eq-hashes-needed": dd.hashes_needed(s, rows_per_band=r),
+        }
+        letters = {"b": b, "r": r, "s": s, "log": math.log}
+        assert {label: eval(formulas[label], letters) for label in library} == pytest.approx(
+            library
+        )
+
+
+def test_page_formula_of_signature_bytes_is_what_a_signature_holds(
+    formulas: dict[str, str], generator: np.random.Generator
+):
+    for b, r in ((14, 8), (3, 5), (1, 1)):
+        permutations = dd.random_permutations(generator, num_hashes=b * r)
+        held = dd.signature(dd.shingle_hashes({"some", "shingles"}), permutations).nbytes
+        assert eval(formulas["eq-signature-bytes"], {"b": b, "r": r}) == held
+
+
+@pytest.mark.parametrize("w", [1, 3, 5])
+@pytest.mark.parametrize("e", [0.01, 0.03, 0.1, 0.3])
+def test_page_formulas_of_edits_are_what_edits_leave(
+    formulas: dict[str, str], e: float, w: int, generator: np.random.Generator
+):
+    words = [f"word{i}" for i in range(40_000)]
+    scattered = dd.scattered_edits(" ".join(words), share=e, generator=generator)
+    kept = round((1 - e) * len(words))
+    in_one_block = " ".join(words[:kept] + [f"new{i}" for i in range(len(words) - kept)])
+    before, *after = (
+        dd.shingles(t, num_words=w) for t in (" ".join(words), scattered, in_one_block)
+    )
+    letters = {"e": e, "w": w}
+    predicted = [eval(formulas[label], letters) for label in ("eq-scattered", "eq-block")]
+    assert [dd.jaccard(before, one) for one in after] == pytest.approx(predicted, abs=0.01)
+    assert predicted[0] == pytest.approx(dd.similarity_after_scattered_edits(e, num_words=w))
 
 
 # Production library
@@ -180,6 +255,26 @@ def test_half_of_the_pairs_at_the_even_odds_similarity_are_candidates(
     assert probability == pytest.approx(0.5, abs=1e-12)
 
 
+@pytest.mark.parametrize(("num_bands", "rows_per_band"), [(10, 1), (14, 8), (450, 20)])
+def test_hashes_needed_undo_the_even_odds(num_bands: int, rows_per_band: int):
+    similarity = dd.even_odds_similarity(num_bands=num_bands, rows_per_band=rows_per_band)
+    assert dd.hashes_needed(similarity, rows_per_band=rows_per_band) == pytest.approx(
+        num_bands * rows_per_band
+    )
+
+
+@pytest.mark.parametrize("rows_per_band", [4, 8, 20])
+def test_rows_alone_make_the_curve_steep(rows_per_band: int):
+    # between P = 0.1 and 0.9 the similarity grows by (ln 10 / ln (10/9))^(1/r), for many bands
+    grid = np.linspace(0, 1, 100_001)
+    for num_bands in (2_000, 20_000):
+        curve = dd.candidate_probability(grid, num_bands=num_bands, rows_per_band=rows_per_band)
+        low, high = np.interp([0.1, 0.9], curve, grid)
+        assert high / low == pytest.approx(
+            (math.log(10) / math.log(10 / 9)) ** (1 / rows_per_band), rel=0.002
+        )
+
+
 @pytest.mark.parametrize(("num_bands", "rows_per_band"), [(14, 8), (450, 20), (93, 15)])
 def test_curve_is_steepest_near_the_rule_of_thumb(num_bands: int, rows_per_band: int):
     grid = np.linspace(0, 1, 100_001)
@@ -249,6 +344,32 @@ def test_clusters_are_the_classes_of_the_transitive_closure(generator: np.random
         closure = np.linalg.matrix_power(linked.astype(float), 30) > 0
         classes = sorted({tuple(np.flatnonzero(row).tolist()) for row in closure})
         assert [tuple(members) for members in dd.clusters(pairs, num_documents=30)] == classes
+
+
+@pytest.mark.parametrize("num_characters", [1, 5, 13])
+def test_character_shingles_are_those_of_the_bare_text(texts: list[str], num_characters: int):
+    for text in texts[:5]:
+        bare = "".join(
+            character for character in text.lower() if character not in string.punctuation
+        )
+        bare = re.sub(r"\s+", " ", bare).strip()
+        naive = {
+            "".join(run) for run in zip(*(bare[i:] for i in range(num_characters)), strict=False)
+        }
+        assert dd.character_shingles(text, num_characters=num_characters) == naive
+
+
+def test_scattered_edits_replace_this_share_of_the_words(generator: np.random.Generator):
+    words = [f"word{i}" for i in range(1000)]
+    for share in (0.0, 0.013, 0.5, 1.0):
+        edited = dd.scattered_edits(" ".join(words), share=share, generator=generator).split()
+        assert sum(old != new for old, new in zip(words, edited, strict=True)) == 1000 * share
+
+
+def test_suffixes_of_an_alphabet_stand_in_its_order():
+    assert dd.suffix_array(dd.token_numbers("abcdef")).tolist() == [0, 1, 2, 3, 4, 5]
+    assert dd.suffix_array(dd.token_numbers("aaaa")).tolist() == [3, 2, 1, 0]
+    assert dd.suffix_array(dd.token_numbers("a")).tolist() == [0]
 
 
 def test_suffixes_stand_in_order(generator: np.random.Generator):
@@ -349,6 +470,12 @@ def test_frozen_corpus_holds_no_duplicate_document():
     ("call", "message"),
     [
         (lambda g: dd.shingles("a b", num_words=0), "num_words 0 is less than 1"),
+        (lambda g: dd.character_shingles("a", num_characters=0), "num_characters 0 is less than 1"),
+        (
+            lambda g: dd.scattered_edits("a b", share=1.5, generator=g),
+            r"share 1.5 is not in \[0, 1\]",
+        ),
+        (lambda g: dd.hashes_needed(1.0, rows_per_band=2), "similarity 1.0 is not between 0 and 1"),
         (lambda g: dd.jaccard(set(), set()), "a and b are both empty"),
         (lambda g: dd.random_permutations(g, num_hashes=0), "num_hashes 0 is less than 1"),
         (

@@ -130,7 +130,7 @@ def test_every_rank_holds_and_sends_what_the_formulas_say(stage, num_ranks, dtyp
     of_layers, rest = unit_sizes(decoder(UNTIED))
     sizes = {"num_ranks": num_ranks, "stage": stage, "each": each}
     state = sum(state_bytes_per_rank(size, **sizes) for size in [*of_layers, rest])
-    # What stands in no layer stays gathered between the passes: stage 3 gathers it once, as stage 2.
+    # What stands in no layer stays gathered between the passes, and is gathered once as in stage 2.
     sent = sum(sent_bytes_per_rank(size, **sizes) for size in of_layers)
     sent += sent_bytes_per_rank(rest, num_ranks=num_ranks, stage=min(stage, 2), each=each)
     for found in together(UNTIED, stage, num_ranks, dtype):

@@ -1,7 +1,12 @@
 """LLaMA against transformers: the same weights give the same logits."""
 
+import math
+import random
+from pathlib import Path
+
 import pytest
 import torch
+from formula import expressions
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmbook.config import ModelConfig
@@ -144,6 +149,14 @@ def test_widths_of_all_releases():
             config.hidden_size, multiple_of=multiple_of, multiplier=multiplier
         )
         assert width == config.intermediate_size, name
+
+
+def test_the_width_of_the_page_is_the_function_before_rounding():
+    page = expressions(Path(__file__).parents[2] / "book" / "zoo" / "llama.md")
+    for D in random.Random(0).sample(range(1, 20_000), 50):
+        expected = eval(page["eq-swiglu-width"], {"D": D, "floor": math.floor})
+        assert feed_forward_width(D, multiple_of=1) == expected
+        assert feed_forward_width(D) == 256 * math.ceil(expected / 256)
 
 
 def test_weights_of_another_model_are_refused():

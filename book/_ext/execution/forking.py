@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 from execution import processes
 from execution.pages import Page
 from execution.reports import CellError, Failure, Progress, failure_at
-from execution.watch import Scope, compile_modules_from_source
+from execution.watch import Scope, compile_modules_from_source, files_of_modules
 
 POLL_SECONDS = 0.2
 CELL_FRAME = re.compile(r'File "<ipython-input-(\d+)-\w+>", line (\d+)')
@@ -125,11 +125,10 @@ def import_shared(modules: tuple[str, ...], scope: Scope) -> None:
         importlib.import_module(module)
         for companion in COMPANIONS.get(module, ()):
             importlib.import_module(companion)
-    from nbformat import v4, validate
+    from execution.notebooks import compile_schemas
 
-    validate(v4.new_notebook())  # type: ignore[no-untyped-call]  # compiles its schema, once for all
-    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    own = [file for file in files if isinstance(file, str) and scope.covers(file)]
+    compile_schemas()
+    own = [file for file in files_of_modules() if scope.covers(file)]
     if own:
         # What a page uses is seen in its own process: shared files would seem used by all or none.
         listed = ", ".join(own)

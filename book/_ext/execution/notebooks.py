@@ -41,3 +41,10 @@ def executed_notebook(
                 output.execution_count = number
     text: str = writes(notebook, NO_CONVERT)  # type: ignore[no-untyped-call]
     return {"hashkey": hashkey, "notebook": text}
+
+
+def compile_schemas() -> None:
+    """Let nbformat compile what it validates by: 0.1 s, once for all children."""
+    notebook = v4.new_notebook(cells=[v4.new_code_cell()])  # type: ignore[no-untyped-call]
+    notebook, _ = JupyterCacheBase(".").create_hashed_notebook(notebook)
+    writes(notebook, NO_CONVERT)  # type: ignore[no-untyped-call]

@@ -131,13 +131,18 @@ def used(scope: Scope) -> dict[str, list[str]]:
         for line in notes.read().splitlines():
             kind, path = os.fsdecode(line).split("\t", 1)
             found[kind].add(path)
-    for module in list(sys.modules.values()):
-        name = getattr(module, "__file__", None)
-        if isinstance(name, str) and scope.covers(name):
-            found["file"].add(name)
+    found["file"].update(name for name in files_of_modules() if scope.covers(name))
     # Folders of modules are listed by whatever looks for modules, not by the page.
     found["folder"] -= {os.path.abspath(folder) for folder in sys.path}
     return {kind: sorted(paths) for kind, paths in found.items()}
+
+
+def files_of_modules() -> list[str]:
+    """Files of the loaded modules; looked up so that lazy modules stay lazy."""
+    names = [
+        getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())
+    ]
+    return [name for name in names if isinstance(name, str)]
 
 
 def environment(scope: Scope) -> dict[str, str]:

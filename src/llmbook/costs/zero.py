@@ -78,7 +78,7 @@ def shard_numel(num_parameters: int, *, num_ranks: int) -> int:
 
 
 def row_shard_numel(shapes: Iterable[tuple[int, ...]], *, num_ranks: int) -> int:
-    """Numbers in a shard where each tensor is cut by rows, as FSDP2 does: ceil(rows / R) rows of each.
+    """Numbers in a shard where each tensor is cut by rows, as FSDP2 does: ceil(rows / R) rows each.
 
     The first rank really has so many; others may have fewer, and pad them in every collective.
 

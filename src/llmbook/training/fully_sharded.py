@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable
 
 import torch
+import torch._dynamo  # fully_shard asks for it: imported once here, not in every rank
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn

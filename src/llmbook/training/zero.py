@@ -40,8 +40,7 @@ class AdamW:
 class Moments:
     """AdamW on the part of a flat vector that this rank updates, in float32 at least.
 
-    `master` is the parameters themselves, or a float32 copy of shorter ones
-    (micikevicius2018mixed).
+    `master` is the parameters themselves, or a float32 copy of shorter ones, as in mixed precision.
     """
 
     def __init__(self, parameters: Float[Tensor, " n"], settings: AdamW) -> None:

@@ -54,13 +54,13 @@ def test_nested_cells_are_no_cells() -> None:
 
 
 def test_a_page_that_is_no_text_is_named() -> None:
-    with pytest.raises(PageError, match="book/one.md:1: "):
+    with pytest.raises(PageError, match=r"book/one\.md:1: "):
         read_page("one", Path("book/one.md"), page("One", cell("1")).encode() + b"\xff")
 
 
 @pytest.mark.parametrize("options", ["no", "{budget: x}", "{budget: 0}", "{processes: 0}"])
 def test_wrong_options_are_named(options: str) -> None:
-    with pytest.raises(PageError, match="book/one.md:1: execution "):
+    with pytest.raises(PageError, match=r"book/one\.md:1: execution "):
         read(page("One", cell("1"), more=f"execution: {options}\n"))
 
 
