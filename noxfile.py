@@ -23,7 +23,9 @@ DOCTREES = BUILD / "doctrees"
 LOCKS = ROOT / "constraints.txt"
 PROJECT = ROOT / "pyproject.toml"
 EXTENSIONS = {"PYTHONPATH": str(ROOT / "book" / "_ext")}
-PRELOADED = "torch,torch.distributed,matplotlib.pyplot"  # what pages share: imported once, no operator run
+PRELOADED = ",".join(  # what pages share: imported once, no operator run
+    ("torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "matplotlib.pyplot")
+)
 TEX_PACKAGES = """nox -s pdf needs XeLaTeX, latexmk and fonts.
 Debian, Ubuntu: apt install texlive-xetex texlive-latex-recommended texlive-latex-extra \
 texlive-fonts-recommended texlive-lang-chinese latexmk fonts-freefont-otf lmodern tex-gyre fonts-texgyre fonts-noto-cjk fonts-symbola

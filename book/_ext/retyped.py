@@ -1,7 +1,8 @@
 """`nox -s numbers`: numbers in prose that neither came from a cell nor carry a citation.
 
 A number with a unit, a percentage, or three or more significant digits must be an `{eval}` expression, or stand in
-a sentence (a source line) or table row with a citation. Years, labels, code, mathematics and links do not count.
+a sentence (a source line) or table row with a citation. Years, versions, labels, code, mathematics and links do not
+count; nor do names of models (7B, without a space), powers of two, and what an exercise gives its reader.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from pathlib import Path
 
 FENCE = re.compile(r"^\s*(`{3,}|:{3,})\s*(.*)$")
 NOT_PROSE = re.compile(
-    r"\{[\w:+-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|https?://\S+|<[^>]*>|\b(19|20)\d\d(-\d\d(-\d\d)?)?\b"
+    r"\{[\w:+-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|https?://\S+|<[^>]*>|\b\d[\d.]*[BMK]\b|\bPython \d\.\d+|\b(19|20)\d\d(-\d\d(-\d\d)?)?\b"
 )
 NUMBER = re.compile(
     r"(?<![\w.])(?:\d[\d,]*\.?\d*\s?(?:%|per cent|GB|GiB|MB|MiB|KB|TB|ms|seconds?|s\b|FLOP\S*|tokens?\b|B\b|M\b)|\d[\d,]*\.?\d*)"
 )
-PROSE_FENCES = ("{admonition}", "{exercise-start}", "{solution-start}", "{note}", "{tip}", "{warning}", "{list-table}")
+PROSE_FENCES = ("{admonition}", "{solution-start}", "{note}", "{tip}", "{warning}", "{list-table}")
 
 
 def significant(text: str) -> int:
@@ -34,15 +35,18 @@ def significant(text: str) -> int:
 def prose(text: str) -> Iterator[tuple[int, str]]:
     """Line number and text of the lines that are read as prose."""
     inside: list[tuple[str, bool]] = []
+    given = False
     lines = text.splitlines()
     start = lines.index("---", 1) + 1 if lines and lines[0] == "---" else 0
     for number, line in enumerate(lines[start:], start + 1):
         fence = FENCE.match(line)
+        if fence and fence[2].startswith(("{exercise-start}", "{exercise-end}")):
+            given = fence[2].startswith("{exercise-start}")
         if fence and inside and fence[1].startswith(inside[-1][0]) and not fence[2]:
             inside.pop()
         elif fence and (not inside or inside[-1][1]):
             inside.append((fence[1], fence[2].startswith(PROSE_FENCES)))
-        elif not (inside and not inside[-1][1]) and not re.match(r"\s*(:[\w-]+:|\([\w-]+\)=|#)", line):
+        elif not given and not (inside and not inside[-1][1]) and not re.match(r"\s*(:[\w-]+:|\([\w-]+\)=|#)", line):
             yield number, line
 
 
@@ -59,7 +63,9 @@ def retyped(text: str) -> list[tuple[int, str]]:
         if "{cite" in line:
             continue
         for match in NUMBER.finditer(NOT_PROSE.sub(" ", line)):
-            value = match[0].strip()
+            value = match[0].strip().rstrip(",.")
+            if value.replace(",", "").isdigit() and int(value.replace(",", "")).bit_count() == 1:
+                continue
             if re.search(r"[^\d,.\s]", value) or significant(value) >= 3:
                 found.append((line_number, value))
     return found
