@@ -24,11 +24,18 @@ LOCKS = ROOT / "constraints.txt"
 PROJECT = ROOT / "pyproject.toml"
 EXTENSIONS = {"PYTHONPATH": str(ROOT / "book" / "_ext")}
 PRELOADED = ",".join(  # what pages share: imported once, no operator run
-    ("torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "matplotlib.pyplot")
+    (
+        "torch",
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor.parallel",
+        "matplotlib.pyplot",
+    )
 )
 TEX_PACKAGES = """nox -s pdf needs XeLaTeX, latexmk and fonts.
 Debian, Ubuntu: apt install texlive-xetex texlive-latex-recommended texlive-latex-extra \
-texlive-fonts-recommended texlive-lang-chinese latexmk fonts-freefont-otf lmodern tex-gyre fonts-texgyre fonts-noto-cjk fonts-symbola
+texlive-fonts-recommended texlive-lang-chinese latexmk fonts-freefont-otf lmodern tex-gyre fonts-texgyre \
+fonts-noto-cjk fonts-dejavu-core fonts-symbola
 Fedora: dnf install texlive-scheme-medium texlive-xecjk texlive-tcolorbox latexmk texlive-tex-gyre \
 google-noto-sans-cjk-fonts google-noto-serif-cjk-fonts dejavu-sans-mono-fonts gdouros-symbola-fonts
 macOS: brew install --cask mactex-no-gui font-noto-sans-cjk-sc font-noto-serif-cjk-sc font-dejavu font-symbola"""
@@ -68,7 +75,11 @@ def run(session: nox.Session, environment: str, *command: str | Path, **options:
 
 def named_pages(session: nox.Session) -> list[str]:
     """The pages among the arguments, as paths without `book/` and `.md`; an unknown one stops the session."""
-    pages = [word.removeprefix("book/").removesuffix(".md") for word in session.posargs if word[:1] != "-"]
+    pages = [
+        word.removeprefix("book/").removesuffix(".md")
+        for word in session.posargs
+        if word[:1] != "-"
+    ]
     for page in pages:
         if not (ROOT / "book" / f"{page}.md").exists():
             session.error(f"there is no page {page!r}: book/{page}.md does not exist")
@@ -80,14 +91,36 @@ def execute(session: nox.Session) -> list[str]:
     pages = named_pages(session)
     options = [word for word in session.posargs if word[:1] == "-"]
     stage = ["-m", "execution", "book", "--cache", CACHE, "--jobs", str(os.cpu_count() or 2)]
-    run(session, "book", *stage, "--locks", LOCKS, "--preload", PRELOADED, *options, *pages, env=EXTENSIONS)
+    run(
+        session,
+        "book",
+        *stage,
+        "--locks",
+        LOCKS,
+        "--preload",
+        PRELOADED,
+        *options,
+        *pages,
+        env=EXTENSIONS,
+    )
     return pages
 
 
 def render(session: nox.Session, builder: str, *options: str) -> None:
     """Write the book in one format from the outputs in the cache: no cell runs, a warning is an error."""
     strict = ("-W", "-n", "--keep-going", "-q")
-    command = ["-m", "sphinx", "-b", builder, *strict, "-d", DOCTREES, *options, "book", BUILD / builder]
+    command = [
+        "-m",
+        "sphinx",
+        "-b",
+        builder,
+        *strict,
+        "-d",
+        DOCTREES,
+        *options,
+        "book",
+        BUILD / builder,
+    ]
     run(session, "book", *command, env=EXTENSIONS)
 
 
@@ -124,7 +157,14 @@ def pdf(session: nox.Session) -> None:
     started = time.monotonic()
     execute(session)
     render(session, "latex")
-    latexmk = ("latexmk", "-xelatex", "-interaction=nonstopmode", "-halt-on-error", "-silent", "llmbook.tex")
+    latexmk = (
+        "latexmk",
+        "-xelatex",
+        "-interaction=nonstopmode",
+        "-halt-on-error",
+        "-silent",
+        "llmbook.tex",
+    )
     with session.chdir(BUILD / "latex"):
         session.run(*latexmk, external=True, silent=True)
     target = BUILD / "pdf"
@@ -150,7 +190,17 @@ def serve(session: nox.Session) -> None:
     execute(session)
     stage = f"{sys.executable} -m nox -s build"
     watched = [part for name in ("src", "bibliography") for part in ("--watch", str(ROOT / name))]
-    command = ["-m", "sphinx_autobuild", "-d", DOCTREES, "--pre-build", stage, *watched, "book", BUILD / "html"]
+    command = [
+        "-m",
+        "sphinx_autobuild",
+        "-d",
+        DOCTREES,
+        "--pre-build",
+        stage,
+        *watched,
+        "book",
+        BUILD / "html",
+    ]
     run(session, "book", *command, env=EXTENSIONS)
 
 
@@ -166,8 +216,12 @@ def linkcheck(session: nox.Session) -> None:
 def ledger(session: nox.Session) -> None:
     """Say which values moved: `nox -s ledger -- OLD.json` compares with build/ledger.json."""
     if len(session.posargs) != 1 or not Path(session.posargs[0]).exists():
-        session.error("nox -s ledger -- OLD.json compares an earlier ledger.json with build/ledger.json")
-    session.run(sys.executable, "book/_ext/moved.py", session.posargs[0], "build/ledger.json", external=True)
+        session.error(
+            "nox -s ledger -- OLD.json compares an earlier ledger.json with build/ledger.json"
+        )
+    session.run(
+        sys.executable, "book/_ext/moved.py", session.posargs[0], "build/ledger.json", external=True
+    )
 
 
 @nox.session(venv_backend="none", default=False)
@@ -180,7 +234,15 @@ def numbers(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, doctests included, on all cores."""
     workers = ["-n", str(min(4, os.cpu_count() or 2))]
-    run(session, "tests_env", "-m", "pytest", *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    run(
+        session,
+        "tests_env",
+        "-m",
+        "pytest",
+        *workers,
+        *session.posargs,
+        env={"OMP_NUM_THREADS": "1"},
+    )
 
 
 @nox.session(venv_backend="none", requires=["tests_env"], default=False)
@@ -196,14 +258,36 @@ def lint(session: nox.Session) -> None:
     run(session, "tests_env", "-m", "ruff", "format", "--check", ".")
     run(session, "tests_env", "-c", "from importlinter.cli import lint_imports_command as c; c()")
     run(session, "tests_env", "-m", "interrogate", "-q", "src", "book/_ext")
-    run(session, "tests_env", "-m", "codespell_lib", "src", "tests", "book", "noxfile.py", "README.md", "CONTRIBUTING.md")
+    run(
+        session,
+        "tests_env",
+        "-m",
+        "codespell_lib",
+        "src",
+        "tests",
+        "book",
+        "noxfile.py",
+        "README.md",
+        "CONTRIBUTING.md",
+    )
     cells = BUILD / "lint"
     shutil.rmtree(cells, ignore_errors=True)
     run(session, "tests_env", "book/_ext/page_code.py", "book", cells)
     rules = "E4,E7,E9,F,W,B,UP,I"
     # A page's last expression is its output, and imports stand where the reader needs them.
     left_out = "B018,E402,I001,W391,W293,E703"
-    ruff = ["-m", "ruff", "check", "--isolated", "--select", rules, "--ignore", left_out, "--target-version", "py311"]
+    ruff = [
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--select",
+        rules,
+        "--ignore",
+        left_out,
+        "--target-version",
+        "py311",
+    ]
     run(session, "tests_env", *ruff, cells)
 
 

@@ -40,11 +40,20 @@ extensions = [
 exclude_patterns = ["_ext", "_templates"]
 templates_path = ["_templates"]
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r".*")]  # signatures name types of other projects; pages link no Python objects
+nitpick_ignore_regex = [
+    ("py:.*", r".*")
+]  # signatures name types of other projects; pages link no Python objects
 suppress_warnings = ["epub.duplicated_toc_entry"]
 
 # Pages: MyST. Their cells were executed by the stage before Sphinx; nothing runs here.
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist", "substitution"]
+myst_enable_extensions = [
+    "amsmath",
+    "colon_fence",
+    "deflist",
+    "dollarmath",
+    "fieldlist",
+    "substitution",
+]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT.parent / "build" / "cache")
@@ -58,7 +67,10 @@ html_math_renderer = "mathml"
 math_numfig = False  # the numbers that the renderers print
 numfig = True
 math_eqref_format = "({number})"
-bibtex_bibfiles = [f"../bibliography/{name}.bib" for name in ("foundations", "training", "inference", "zoo", "data")]
+bibtex_bibfiles = [
+    f"../bibliography/{name}.bib"
+    for name in ("foundations", "training", "inference", "zoo", "data")
+]
 bibtex_default_style = "llmbook"
 bibtex_reference_style = "author_year"
 bibtex_cite_id = "ref-{key}"
@@ -67,7 +79,9 @@ bibtex_tooltips = True
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}
-intersphinx_mapping: dict[str, tuple[str, str | None]] = {}  # nothing is fetched: the build is offline
+intersphinx_mapping: dict[
+    str, tuple[str, str | None]
+] = {}  # nothing is fetched: the build is offline
 
 # HTML
 html_theme = "furo"
@@ -96,7 +110,8 @@ latex_elements = {
     "extraclassoptions": "openany,oneside",
     "fncychap": "",
     "figure_align": "H",
-    "sphinxsetup": "verbatimwithframe=false, VerbatimColor={RGB}{246,247,249}, hmargin={25mm,25mm}, vmargin={25mm,25mm}",
+    "sphinxsetup": "verbatimwithframe=false, VerbatimColor={RGB}{246,247,249}, "
+    "hmargin={25mm,25mm}, vmargin={25mm,25mm}",
     "fontpkg": r"""
 \usepackage{fontspec}
 \setmainfont{TeX Gyre Termes}

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-TENSOR_CODE = ["llmbook.foundations", "llmbook.data", "llmbook.training", "llmbook.inference", "llmbook.zoo"]
+TENSOR_CODE = [
+    "llmbook.foundations",
+    "llmbook.data",
+    "llmbook.training",
+    "llmbook.inference",
+    "llmbook.zoo",
+]
 
 install_import_hook(TENSOR_CODE, "beartype.beartype")
 sys.path.insert(0, str(Path(__file__).parents[1] / "book" / "_ext"))
@@ -13,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "book" / "_ext"))
 
 def pytest_addoption(parser):
     """`--built FOLDER`: the HTML that tests/book/test_site.py reads."""
-    parser.addoption("--built", default=None, help="folder of the built HTML: runs the site's checks on it")
+    parser.addoption(
+        "--built", default=None, help="folder of the built HTML: runs the site's checks on it"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -31,7 +31,9 @@ def test_every_entry_of_the_collection_is_annotated():
 
 
 def test_annotations_are_each_their_own():
-    texts = [found.fields["annotation"] for found in entries().values() if "annotation" in found.fields]
+    texts = [
+        found.fields["annotation"] for found in entries().values() if "annotation" in found.fields
+    ]
     assert len(set(texts)) == len(texts)
     openings = [" ".join(text.split()[:5]) for text in texts]
     assert len(set(openings)) == len(openings)
@@ -85,7 +87,10 @@ def test_an_entry_is_its_file_s_own_text():
     text = (ROOT / "bibliography" / "training.bib").read_text(encoding="utf8")
     found = dict(sources(text))
     assert entry("rajbhandari2020zero").bibtex == found["rajbhandari2020zero"]
-    assert all(source.startswith("@") and source.endswith("}") and source in text for source in found.values())
+    assert all(
+        source.startswith("@") and source.endswith("}") and source in text
+        for source in found.values()
+    )
 
 
 def test_an_unknown_key_names_the_nearest():

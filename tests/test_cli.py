@@ -42,7 +42,12 @@ def test_an_unknown_model_is_one_sentence_and_exit_code_2():
 
 
 def test_cite_prints_every_format():
-    for form, mark in {"bibtex": "@", "ris": "TY  -", "csl-json": '"id"', "text": "Rajbhandari"}.items():
+    for form, mark in {
+        "bibtex": "@",
+        "ris": "TY  -",
+        "csl-json": '"id"',
+        "text": "Rajbhandari",
+    }.items():
         result = llmbook("cite", "rajbhandari2020zero", "--format", form)
         assert result.exit_code == 0
         assert mark in result.stdout
@@ -59,17 +64,30 @@ def test_search_prints_keys_and_a_search_without_a_find_fails():
     assert llmbook("search", "no", "such", "words", "xyzzy").exit_code == 2
 
 
-FREE_OF_TORCH = ("units", "config", "config.modules", "published", "bibliography", "costs.parameters", "zoo.catalogue", "cli")
+FREE_OF_TORCH = (
+    "units",
+    "config",
+    "config.modules",
+    "published",
+    "bibliography",
+    "costs.parameters",
+    "zoo.catalogue",
+    "cli",
+)
 
 
 @pytest.mark.parametrize("module", FREE_OF_TORCH)
 def test_the_shell_s_modules_do_not_import_torch(module):
     """import-linter does not see what a package's `__init__` imports; a fresh interpreter does."""
     heavy = "{'torch', 'numpy', 'matplotlib', 'jaxtyping', 'transformers'}"
-    code = f"import sys, llmbook.{module}; found = {heavy} & set(sys.modules); assert not found, found"
+    code = (
+        f"import sys, llmbook.{module}; found = {heavy} & set(sys.modules); assert not found, found"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_python_m_is_the_command():
-    found = subprocess.run([sys.executable, "-m", "llmbook", "--version"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "llmbook", "--version"], capture_output=True, text=True, check=True
+    )
     assert found.stdout.startswith("llmbook 0.")

@@ -9,7 +9,12 @@ SIZES = {"vocab_size": 16, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "
 
 def test_derived_widths_are_the_classic_ones():
     config = ModelConfig(**SIZES)
-    derived = (config.num_kv_heads, config.head_dim, config.intermediate_size, config.embedding_size)
+    derived = (
+        config.num_kv_heads,
+        config.head_dim,
+        config.intermediate_size,
+        config.embedding_size,
+    )
     assert derived == (3, 4, 48, 12)
 
 

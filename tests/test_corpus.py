@@ -20,7 +20,9 @@ def python(code: str) -> str:
     """What a new process prints that runs the code with the library on its path."""
     environment = os.environ | {"PYTHONPATH": str(corpus.FOLDER.parents[1])}
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_packed_file_is_the_one_whose_hash_and_licence_stand_beside_it():
@@ -47,13 +49,17 @@ def test_documents_are_ordered_unique_and_not_blank():
 
 
 def test_kind_follows_from_the_folder_of_the_release():
-    found = {(document.kind, document.name[:4], Path(document.name).suffix) for document in documents()}
+    found = {
+        (document.kind, document.name[:4], Path(document.name).suffix) for document in documents()
+    }
     assert found == {("documentation", "Doc/", ".rst"), ("library", "Lib/", ".py")}
 
 
 def test_corpus_leaves_out_tests_and_tables():
     for document in documents():
-        assert not re.search(r"/(test|encodings|idlelib|lib2to3|pydoc_data|whatsnew|c-api)/", document.name)
+        assert not re.search(
+            r"/(test|encodings|idlelib|lib2to3|pydoc_data|whatsnew|c-api)/", document.name
+        )
 
 
 def test_every_library_document_is_whole_python():

@@ -6,7 +6,16 @@ import pytest
 
 from llmbook import published
 from llmbook.bibliography import entries
-from llmbook.published import Check, Number, OutOfTolerance, check, check_all, number, numbers, verdict
+from llmbook.published import (
+    Check,
+    Number,
+    OutOfToleranceError,
+    check,
+    check_all,
+    number,
+    numbers,
+    verdict,
+)
 
 
 def a_number(value, **fields):
@@ -26,14 +35,16 @@ def test_the_tolerance_is_half_of_the_last_printed_digit(value, ours, agrees):
 
 def test_a_number_out_of_tolerance_raises_and_says_both(monkeypatch):
     monkeypatch.setattr(published, "numbers", lambda: {"an.id": a_number("31.4")})
-    with pytest.raises(OutOfTolerance, match=r"ours 30 ≠ printed 31.4 GB .* out of tolerance"):
+    with pytest.raises(OutOfToleranceError, match=r"ours 30 ≠ printed 31.4 GB .* out of tolerance"):
         check(30, "an.id")
 
 
 def test_agreement_with_a_misprint_raises(monkeypatch):
-    monkeypatch.setattr(published, "numbers", lambda: {"an.id": a_number("31.4", misprint="Wrong.")})
+    monkeypatch.setattr(
+        published, "numbers", lambda: {"an.id": a_number("31.4", misprint="Wrong.")}
+    )
     assert not check(30, "an.id").agrees
-    with pytest.raises(OutOfTolerance, match="stands as a misprint"):
+    with pytest.raises(OutOfToleranceError, match="stands as a misprint"):
         check(31.4, "an.id")
 
 

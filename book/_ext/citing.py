@@ -14,6 +14,7 @@ from typing import Any
 
 import pybtex.plugin
 from docutils import nodes
+from ledger import rows_of
 from pybtex.database import Entry as PybtexEntry
 from pybtex.richtext import HRef, Text
 from pybtex.style.formatting.unsrt import Style as UnsrtStyle
@@ -25,8 +26,6 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
 from llmbook.bibliography import BASIS, Entry, entries, folder
-
-from ledger import rows_of
 
 REFERENCES = "references"  # the page of the full list
 FURTHER_LINKS = ("paper", "report", "repository", "blog", "demo")
@@ -55,7 +54,10 @@ def further_links(children: Any, data: dict[str, Any]) -> Text:
     """The links beyond the first, each under the name of its field."""
     fields = data["entry"].fields
     return Text(", ").join(
-        Text(HRef(address, name)) for name in FURTHER_LINKS if name in fields for address in fields[name].split()
+        Text(HRef(address, name))
+        for name in FURTHER_LINKS
+        if name in fields
+        for address in fields[name].split()
     )
 
 
@@ -132,13 +134,19 @@ class ReferenceDetails(SphinxPostTransform):
                 line = nodes.paragraph("", "Cited on ", classes=["cited-on"])
                 for position, name in enumerate(cited):
                     line += nodes.Text(", " if position else "")
-                    title = nodes.Text(self.env.titles[name].astext() if name in self.env.titles else name)
+                    title = nodes.Text(
+                        self.env.titles[name].astext() if name in self.env.titles else name
+                    )
                     html = self.app.builder.format == "html"
                     line += make_refnode(self.app.builder, page, name, "", title) if html else title
                 found.append(nodes.container("", line, classes=["cited-on"]))
             if self.app.builder.name in ("html", "dirhtml"):
                 found += [
-                    nodes.raw("", f"<details class='bibtex'><summary>BibTeX {entry.key}</summary>", format="html"),
+                    nodes.raw(
+                        "",
+                        f"<details class='bibtex'><summary>BibTeX {entry.key}</summary>",
+                        format="html",
+                    ),
                     nodes.literal_block(entry.bibtex, entry.bibtex, language="bibtex"),
                     nodes.raw("", "</details>", format="html"),
                 ]
@@ -157,7 +165,9 @@ class ChapterReferences(SphinxDirective):
         text = file.read_text(encoding="utf8")
         keys = [key for key, entry in entries().items() if entry.bibtex in text]
         wanted = "{" + ", ".join(f'"{key}"' for key in keys) + "}"
-        return self.parse_text_to_nodes(f"```{{bibliography}}\n:list: bullet\n:filter: key in {wanted}\n```")
+        return self.parse_text_to_nodes(
+            f"```{{bibliography}}\n:list: bullet\n:filter: key in {wanted}\n```"
+        )
 
 
 class CollectionPlace(nodes.General, nodes.Element):
@@ -176,21 +186,31 @@ class Collection(SphinxDirective):
 
 def collection() -> list[tuple[str, Entry]]:
     """The collection's numbers in order, each with its entry."""
-    return sorted((number, entry) for entry in entries().values() for number in entry.collection_ids)
+    return sorted(
+        (number, entry) for entry in entries().values() for number in entry.collection_ids
+    )
 
 
-def entry_item(app: Sphinx, source: str, number: str, entry: Entry, verdicts: list[dict[str, Any]]) -> nodes.list_item:
+def entry_item(
+    app: Sphinx, source: str, number: str, entry: Entry, verdicts: list[dict[str, Any]]
+) -> nodes.list_item:
     """One entry of the collection: title, rendering, links, where it went, basis, verdict."""
     builder, env = app.builder, app.env
     head = nodes.paragraph()
     title = entry.fields.get("listed", entry.title)
     address = entry.fields.get("url")
-    head += nodes.reference("", title, refuri=address, internal=False) if address else nodes.strong("", title)
+    head += (
+        nodes.reference("", title, refuri=address, internal=False)
+        if address
+        else nodes.strong("", title)
+    )
     if entry.english != title:
         head += nodes.Text(f" [{entry.english}]")
     head += nodes.Text(" ")
     if builder.format == "html" and REFERENCES in env.found_docs:
-        head += make_refnode(builder, source, REFERENCES, f"ref-{entry.key}", nodes.literal("", entry.key))
+        head += make_refnode(
+            builder, source, REFERENCES, f"ref-{entry.key}", nodes.literal("", entry.key)
+        )
     where = nodes.paragraph("", "In this book: ")
     for position, page in enumerate(word for word in entry.keywords if "/" in word):
         where += nodes.Text(", " if position else "")
@@ -205,9 +225,13 @@ def entry_item(app: Sphinx, source: str, number: str, entry: Entry, verdicts: li
         line += nodes.Text(f"{row['claim']} {row['because']} ")
         line += make_refnode(builder, source, row["page"], "", nodes.Text("Computed here"))
         line += nodes.Text(".")
-        item += nodes.container("", line, classes=["llmbook-row", f"found-{row['finding'].replace(' ', '-')}"])
+        item += nodes.container(
+            "", line, classes=["llmbook-row", f"found-{row['finding'].replace(' ', '-')}"]
+        )
     if not verdicts and "claim" in entry.fields:
-        item += nodes.paragraph("", "", nodes.emphasis("", "To be checked: "), nodes.Text(entry.fields["claim"]))
+        item += nodes.paragraph(
+            "", "", nodes.emphasis("", "To be checked: "), nodes.Text(entry.fields["claim"])
+        )
     return item
 
 
@@ -236,7 +260,15 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             ]
             identifier = f"collection-{name}"
             body = nodes.bullet_list("", *items, classes=["collection"])
-            drawn.append(nodes.section("", nodes.title("", f"{title} ({len(items)})"), body, ids=[identifier], names=[identifier]))
+            drawn.append(
+                nodes.section(
+                    "",
+                    nodes.title("", f"{title} ({len(items)})"),
+                    body,
+                    ids=[identifier],
+                    names=[identifier],
+                )
+            )
         place.replace_self(drawn)
 
 

@@ -24,17 +24,25 @@ class BookBuilder(Epub3Builder):
 
         def mend(item: re.Match[str]) -> str:
             file = Path(self.outdir) / item[1]
-            needs = file.exists() and "<math" in file.read_text(encoding="utf8") and "properties" not in item[2]
+            needs = (
+                file.exists()
+                and "<math" in file.read_text(encoding="utf8")
+                and "properties" not in item[2]
+            )
             return f'<item href="{item[1]}"{item[2]} properties="mathml"/>' if needs else item[0]
 
         content.write_text(ITEM.sub(mend, content.read_text(encoding="utf8")), encoding="utf8")
 
 
-def few_sheets(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+def few_sheets(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
     """Drop sheets that only a browser understands (nested rules)."""
     if app.builder.name == "epub" and "css_files" in context:
         context["css_files"] = [
-            sheet for sheet in context["css_files"] if not any(word in str(sheet) for word in UNWANTED_SHEETS)
+            sheet
+            for sheet in context["css_files"]
+            if not any(word in str(sheet) for word in UNWANTED_SHEETS)
         ]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -41,7 +41,9 @@ def typeset(equation: str) -> str:
 def expressions(page: Path) -> dict[str, str]:
     """The right-hand side of every `{formula}` of a page, by its label."""
     return {
-        label: " ".join(line for line in body.splitlines() if not line.startswith(":")).split("=", 1)[1].strip()
+        label: " ".join(line for line in body.splitlines() if not line.startswith(":"))
+        .split("=", 1)[1]
+        .strip()
         for _, label, body in FENCE.findall(page.read_text(encoding="utf8"))
     }
 
@@ -52,7 +54,7 @@ class Formula(MathDirective):
     required_arguments = 1
     optional_arguments = 0
     final_argument_whitespace = False
-    option_spec = {"class": directives.class_option}
+    option_spec: ClassVar[dict[str, Any]] = {"class": directives.class_option}
 
     def run(self) -> list[nodes.Node]:
         """Typeset the expression and let Sphinx's own directive number and label it."""

@@ -84,7 +84,9 @@ def tally(env: BuildEnvironment) -> nodes.paragraph:
 def rows_of(env: BuildEnvironment, kind: str) -> list[dict[str, Any]]:
     """All rows of one type, each with its page, in the order of the pages' names."""
     rows: dict[str, list[dict[str, Any]]] = getattr(env, "llmbook_rows", {})
-    return [{**row, "page": page} for page in sorted(rows) for row in rows[page] if row["type"] == kind]
+    return [
+        {**row, "page": page} for page in sorted(rows) for row in rows[page] if row["type"] == kind
+    ]
 
 
 def purge(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
@@ -92,7 +94,9 @@ def purge(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
     getattr(env, "llmbook_rows", {}).pop(docname, None)
 
 
-def merge(app: Sphinx, env: BuildEnvironment, docnames: Iterable[str], other: BuildEnvironment) -> None:
+def merge(
+    app: Sphinx, env: BuildEnvironment, docnames: Iterable[str], other: BuildEnvironment
+) -> None:
     """Take over the rows that another reading process found."""
     mine = env.__dict__.setdefault("llmbook_rows", {})
     theirs = getattr(other, "llmbook_rows", {})
@@ -101,7 +105,11 @@ def merge(app: Sphinx, env: BuildEnvironment, docnames: Iterable[str], other: Bu
 
 def drawn_anew(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """The pages that show rows of other pages: rewritten in every build."""
-    return [page for page in ("index", "ledger", "collection", "wrong_numbers") if page in env.found_docs]
+    return [
+        page
+        for page in ("index", "ledger", "collection", "wrong_numbers")
+        if page in env.found_docs
+    ]
 
 
 def consistent(app: Sphinx, env: BuildEnvironment) -> None:
@@ -110,10 +118,17 @@ def consistent(app: Sphinx, env: BuildEnvironment) -> None:
     for row in rows_of(env, "check") + rows_of(env, "verdict"):
         key = row.get("source") or row.get("key")
         if key not in known:
-            LOG.warning("%s: key %r is not in the bibliography", row.get("id", "verdict"), key, location=row["page"])
+            LOG.warning(
+                "%s: key %r is not in the bibliography",
+                row.get("id", "verdict"),
+                key,
+                location=row["page"],
+            )
 
 
-def table(head: list[str], body: list[list[nodes.Node]], widths: list[int], css: str) -> nodes.table:
+def table(
+    head: list[str], body: list[list[nodes.Node]], widths: list[int], css: str
+) -> nodes.table:
     """A table of inline nodes."""
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=width) for width in widths]
@@ -160,8 +175,12 @@ def check_table(builder: Builder, source: str, rows: list[dict[str, Any]]) -> li
             nodes.Text(f"{shown_as_printed(row['theirs'])} {row['unit']}"),
             nodes.Text(f"{row['relative_error']:+.2%}"),
             nodes.Text(f"±{shown(row['tolerance'])}"),
-            nodes.inline("", "", cited(builder, source, row["source"]), nodes.Text(f", {row['where']}")),
-            make_refnode(builder, source, row["page"], "", nodes.Text(row["page"].replace("/", "/ "))),
+            nodes.inline(
+                "", "", cited(builder, source, row["source"]), nodes.Text(f", {row['where']}")
+            ),
+            make_refnode(
+                builder, source, row["page"], "", nodes.Text(row["page"].replace("/", "/ "))
+            ),
         ]
         for row in rows
     ]
@@ -184,7 +203,11 @@ def misprints(builder: Builder, source: str) -> list[nodes.Node]:
             f", {row['where']}, prints {shown_as_printed(row['theirs'])} {row['unit']}, "
             f"ours is {shown(row['ours'])}. {row['misprint']}"
         )
-        line = [nodes.Text(f"{row['what']}: "), cited(builder, source, row["source"]), nodes.Text(said)]
+        line = [
+            nodes.Text(f"{row['what']}: "),
+            cited(builder, source, row["source"]),
+            nodes.Text(said),
+        ]
         exhibits = by_page.setdefault(row["page"], nodes.bullet_list())
         exhibits += nodes.list_item("", nodes.paragraph("", "", *line))
     drawn: list[nodes.Node] = []
@@ -201,7 +224,13 @@ def draw(builder: Builder, source: str) -> list[nodes.Node]:
     for kind, title in KINDS.items():
         found = [row for row in checks if row["kind"] == kind and not row["misprint"]]
         if found:
-            drawn.append(section(f"ledger-{kind}", f"{title} ({len(found)})", *check_table(builder, source, found)))
+            drawn.append(
+                section(
+                    f"ledger-{kind}",
+                    f"{title} ({len(found)})",
+                    *check_table(builder, source, found),
+                )
+            )
     wrong = misprints(builder, source)
     if wrong:
         drawn.append(section("ledger-misprints", "Printed numbers that are wrong", *wrong))
@@ -213,14 +242,18 @@ def draw(builder: Builder, source: str) -> list[nodes.Node]:
             place = [nodes.Text(f"{number.what} ("), cited(builder, source, number.source)]
             text = f", {number.where}): {number.unchecked or 'its page is still to come.'}"
             waiting += nodes.list_item("", nodes.paragraph("", "", *place, nodes.Text(text)))
-        drawn.append(section("ledger-open", f"Numbers that no page checks ({len(open_numbers)})", waiting))
+        drawn.append(
+            section("ledger-open", f"Numbers that no page checks ({len(open_numbers)})", waiting)
+        )
     return drawn
 
 
 def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Put the ledger in its place."""
     for place in list(doctree.findall(Placeholder)):
-        place.replace_self(draw(app.builder, docname) or [nodes.paragraph("", "No page has checked a number yet.")])
+        place.replace_self(
+            draw(app.builder, docname) or [nodes.paragraph("", "No page has checked a number yet.")]
+        )
     for place in list(doctree.findall(TallyPlace)):
         place.replace_self(tally(app.env))
     for place in list(doctree.findall(MisprintsPlace)):
@@ -233,7 +266,9 @@ def write(app: Sphinx, failure: Exception | None) -> None:
     if failure is None:
         rows = rows_of(app.env, "check") + rows_of(app.env, "verdict")
         target = Path(app.outdir).parent / "ledger.json"
-        target.write_text(json.dumps(rows, ensure_ascii=False, indent=1, sort_keys=True), encoding="utf8")
+        target.write_text(
+            json.dumps(rows, ensure_ascii=False, indent=1, sort_keys=True), encoding="utf8"
+        )
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -20,7 +20,13 @@ def main(cache: Path, target: Path, pages: list[str]) -> int:
         "nitpicky": False,
     }
     app = Sphinx(
-        ROOT / "book", ROOT / "book", target, target / ".doctrees", "html", confoverrides=settings, status=None
+        ROOT / "book",
+        ROOT / "book",
+        target,
+        target / ".doctrees",
+        "html",
+        confoverrides=settings,
+        status=None,
     )
     app.build()
     return app.statuscode

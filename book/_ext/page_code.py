@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cells_only(text: str) -> str:
-    """The page with every line blank that is not code of a cell, so that line numbers stay.
+    r"""The page with every line blank that is not code of a cell, so that line numbers stay.
 
     >>> cells_only("# Title\\n```{code-cell} ipython3\\nx = 1\\n```\\nprose")
     '\\n\\nx = 1\\n\\n'

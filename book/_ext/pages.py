@@ -82,7 +82,10 @@ class Finder(SphinxDirective):
             for name in page.get("techniques", ()):
                 found.setdefault(name, (stem, ""))
         lines = ["| technique | what it gains | page |", "|---|---|---|"]
-        lines += [f"| {name} | {gain} | {{page}}`{stem}` |" for name, (stem, gain) in sorted(found.items(), key=lambda item: item[0].casefold())]
+        lines += [
+            f"| {name} | {gain} | {{page}}`{stem}` |"
+            for name, (stem, gain) in sorted(found.items(), key=lambda item: item[0].casefold())
+        ]
         return self.parse_text_to_nodes("\n".join(lines))
 
 

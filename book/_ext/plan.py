@@ -1,6 +1,7 @@
-"""Pages to come: `book/plan.toml` names them, the role `{page}` links what exists and prints the title of what does not.
+"""Pages to come: `book/plan.toml` names them.
 
-`{planned}` on a chapter's index lists the chapter's planned pages with the entries of the collection that wait for them.
+The role `{page}` links a page that exists and prints the title of one that does not; `{planned}` on a chapter's index
+lists the chapter's planned pages with the entries of the collection that wait for them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Page(SphinxRole):
             return [reference], []
         planned = plan(Path(self.env.srcdir)).get(stem)
         if planned is None:
-            LOG.warning("{page}`%s`: no such page, and none is planned", stem, location=self.get_location())
+            LOG.warning(
+                "{page}`%s`: no such page, and none is planned", stem, location=self.get_location()
+            )
             return [nodes.literal("", stem)], []
         return [nodes.emphasis("", f"{planned['title']} (to come)", classes=["planned"])], []
 
@@ -54,7 +57,11 @@ class Planned(SphinxDirective):
 
         self.env.note_dependency(str(Path(self.env.srcdir) / "plan.toml"))
         chapter = self.arguments[0]
-        found = [page for stem, page in plan(Path(self.env.srcdir)).items() if stem.startswith(f"{chapter}/")]
+        found = [
+            page
+            for stem, page in plan(Path(self.env.srcdir)).items()
+            if stem.startswith(f"{chapter}/")
+        ]
         if not found:
             return []
         waiting: dict[str, list[str]] = {}

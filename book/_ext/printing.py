@@ -30,7 +30,10 @@ def widths(cells: list[list[str]]) -> list[float]:
     [80, 14]
     """
     columns = list(zip(*cells, strict=True))
-    least = [max(1.04 * length(word) + 0.5 for text in column for word in [*text.split(), "x"]) for column in columns]
+    least = [
+        max(1.04 * length(word) + 0.5 for text in column for word in [*text.split(), "x"])
+        for column in columns
+    ]
     asked = [max(length(text) for text in column) for column in columns]
     wish = [max(0.0, want - low) ** 0.7 for want, low in zip(asked, least, strict=True)]
     rest = LINE - GAP * len(columns) - sum(least)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 FENCE = re.compile(r"^\s*(`{3,}|:{3,})\s*(.*)$")
 NOT_PROSE = re.compile(
-    r"\{[\w:+-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|https?://\S+|<[^>]*>|\b\d[\d.]*[BMK]\b|\bPython \d\.\d+|\b(19|20)\d\d(-\d\d(-\d\d)?)?\b"
+    r"\{[\w:+-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|https?://\S+|<[^>]*>"
+    r"|\b\d[\d.]*[BMK]\b|\bPython \d\.\d+|\b(19|20)\d\d(-\d\d(-\d\d)?)?\b"
 )
-NUMBER = re.compile(
-    r"(?<![\w.])(?:\d[\d,]*\.?\d*\s?(?:%|per cent|GB|GiB|MB|MiB|KB|TB|ms|seconds?|s\b|FLOP\S*|tokens?\b|B\b|M\b)|\d[\d,]*\.?\d*)"
-)
+UNITS = r"%|per cent|GB|GiB|MB|MiB|KB|TB|ms|seconds?|s\b|FLOP\S*|tokens?\b|B\b|M\b"
+NUMBER = re.compile(rf"(?<![\w.])(?:\d[\d,]*\.?\d*\s?(?:{UNITS})|\d[\d,]*\.?\d*)")
 PROSE_FENCES = ("{admonition}", "{solution-start}", "{note}", "{tip}", "{warning}", "{list-table}")
 
 
@@ -46,7 +46,11 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
             inside.pop()
         elif fence and (not inside or inside[-1][1]):
             inside.append((fence[1], fence[2].startswith(PROSE_FENCES)))
-        elif not given and not (inside and not inside[-1][1]) and not re.match(r"\s*(:[\w-]+:|\([\w-]+\)=|#)", line):
+        elif (
+            not given
+            and not (inside and not inside[-1][1])
+            and not re.match(r"\s*(:[\w-]+:|\([\w-]+\)=|#)", line)
+        ):
             yield number, line
 
 

@@ -12,7 +12,9 @@ from sphinx_exercise.nodes import exercise_enumerable_node, exercise_node, solut
 
 def visit_solution(self: Any, node: nodes.Element) -> None:
     """Open the fold; its summary is the solution's own title."""
-    title = node.pop(0).astext() if node.children and isinstance(node[0], nodes.title) else "Solution"
+    title = (
+        node.pop(0).astext() if node.children and isinstance(node[0], nodes.title) else "Solution"
+    )
     ids = f' id="{node["ids"][0]}"' if node.get("ids") else ""
     self.body.append(f'<details class="solution"{ids}><summary>{self.encode(title)}</summary>\n')
 
@@ -29,12 +31,14 @@ class PdfLabels(SphinxPostTransform):
     formats = ("latex",)
 
     def run(self, **_: Any) -> None:
-        """Put a `\\phantomsection` and the label before every exercise."""
+        r"""Put a `\\phantomsection` and the label before every exercise."""
         for kind in (exercise_enumerable_node, exercise_node):
             for node in list(self.document.findall(kind)):
                 for label in node.get("ids", []):
                     target = rf"\phantomsection\label{{\detokenize{{{page_of(node)}:{label}}}}}"
-                    node.parent.insert(node.parent.index(node), nodes.raw("", target, format="latex"))
+                    node.parent.insert(
+                        node.parent.index(node), nodes.raw("", target, format="latex")
+                    )
 
 
 def page_of(node: nodes.Element | None) -> str:

@@ -45,14 +45,18 @@ def version(asked: bool) -> None:
 
 @app.callback()
 def main(
-    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Exact counts for large language models, and the book's bibliography."""
 
 
 @app.command()
 def params(
-    model: Annotated[str, typer.Argument(help="A model of the zoo, such as llama-7b or gpt-3-175b.")],
+    model: Annotated[
+        str, typer.Argument(help="A model of the zoo, such as llama-7b or gpt-3-175b.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Count a model's parameters to the last one (page foundations/parameters)."""
@@ -70,11 +74,19 @@ def params(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{found.name}: parameters", caption="Formula: page foundations/parameters", title_justify="left")
+    table = Table(
+        title=f"{found.name}: parameters",
+        caption="Formula: page foundations/parameters",
+        title_justify="left",
+    )
     table.add_column("part")
     table.add_column("parameters", justify="right")
     table.add_column("share", justify="right")
-    parts = {"embedding": count.embedding, "output head": count.output_head, "non-embedding": count.non_embedding}
+    parts = {
+        "embedding": count.embedding,
+        "output head": count.output_head,
+        "non-embedding": count.non_embedding,
+    }
     for name, number in {**count.by_module, **parts, "total": count.total}.items():
         if name == "embedding" and name in parts:
             table.add_section()
@@ -100,7 +112,10 @@ def cite(
 
 @app.command()
 def search(
-    words: Annotated[list[str], typer.Argument(help="Words of author, title (Chinese or English), keyword, annotation.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(help="Words of author, title (Chinese or English), keyword, annotation."),
+    ],
 ) -> None:
     """Find entries of the bibliography; every word must occur."""
     from llmbook import bibliography

@@ -19,7 +19,9 @@ MODULES = [
     for file in sorted(SOURCE.glob("**/*.py"))
     if not file.name.startswith("__")
 ]
-PLANNED = {page["stem"] for page in tomllib.loads((BOOK / "plan.toml").read_text(encoding="utf8"))["page"]}
+PLANNED = {
+    page["stem"] for page in tomllib.loads((BOOK / "plan.toml").read_text(encoding="utf8"))["page"]
+}
 PAGES = {
     file.relative_to(BOOK).with_suffix("").as_posix()
     for chapter in CHAPTERS
@@ -31,14 +33,20 @@ PAGES = {
 def test_every_module_has_a_test_of_its_name(module):
     test = TESTS / module.parent / f"test_{module.name}.py"
     assert test.exists(), f"src/llmbook/{module}.py has no {test.relative_to(ROOT)}"
-    assert re.search(r"^\s*def test_", test.read_text(encoding="utf8"), re.M), f"{test} tests nothing"
+    assert re.search(r"^\s*def test_", test.read_text(encoding="utf8"), re.M), (
+        f"{test} tests nothing"
+    )
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] in (*CHAPTERS, "costs")], ids=str)
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.parts[0] in (*CHAPTERS, "costs")], ids=str
+)
 def test_every_module_of_a_room_has_a_page_there_or_planned(module):
     chapter = COSTS[module.name] if module.parts[0] == "costs" else module.parts[0]
     page = "/".join((chapter, *module.parts[1:]))
-    assert page in PAGES | PLANNED, f"src/llmbook/{module}.py has no page book/{page}.md, there or planned"
+    assert page in PAGES | PLANNED, (
+        f"src/llmbook/{module}.py has no page book/{page}.md, there or planned"
+    )
 
 
 def test_packages_hold_nothing_where_import_linter_is_blind():

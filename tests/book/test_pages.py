@@ -47,7 +47,9 @@ def test_every_figure_has_a_caption_and_an_alternative_text(page):
 def test_cells_are_readable(page):
     for cell in CELL.findall(text_of(page)):
         code = re.sub(r"\A---\n.*?^---\n", "", cell, flags=re.M | re.S)
-        assert len(code.splitlines()) <= 20, f"{page}: a cell of {len(code.splitlines())} lines:\n{code}"
+        assert len(code.splitlines()) <= 20, (
+            f"{page}: a cell of {len(code.splitlines())} lines:\n{code}"
+        )
         for line in code.splitlines():
             assert len(line) <= 110, f"{page}: {len(line)} columns: {line}"
 
@@ -65,6 +67,8 @@ def test_every_exercise_has_a_solution(page):
 def test_every_formula_of_the_page_is_evaluated_by_a_test(page):
     from formula import expressions
 
-    tests = "\n".join(file.read_text(encoding="utf8") for file in (BOOK.parent / "tests").glob("**/test_*.py"))
+    tests = "\n".join(
+        file.read_text(encoding="utf8") for file in (BOOK.parent / "tests").glob("**/test_*.py")
+    )
     for label in expressions(BOOK / f"{page}.md"):
         assert label in tests, f"{page}: no test evaluates the formula {label}"

@@ -27,4 +27,8 @@ def test_names_are_unique_and_every_block_module_is_repeated(name):
 def test_a_tied_head_has_no_weights_of_its_own():
     config = ModelConfig(vocab_size=9, hidden_size=4, num_layers=1, num_heads=2, max_seq_len=3)
     assert not [module for module in modules(config) if module.part == "output_head"]
-    assert [module for module in modules(config.but(tie_embeddings=False)) if module.part == "output_head"]
+    assert [
+        module
+        for module in modules(config.but(tie_embeddings=False))
+        if module.part == "output_head"
+    ]

@@ -10,7 +10,10 @@ from llmbook.corpus import making
 
 def release(folder: Path, files: dict[str, str], *, version: str = "3.11.2") -> Path:
     """A source folder of a release with the given files."""
-    header = {"Include/patchlevel.h": f'#define PY_VERSION      \t"{version}"\n', "LICENSE": "Terms\n"}
+    header = {
+        "Include/patchlevel.h": f'#define PY_VERSION      \t"{version}"\n',
+        "LICENSE": "Terms\n",
+    }
     for name, text in (header | files).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(text.encode("utf-8"))
@@ -26,14 +29,23 @@ def two_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_selection_takes_the_shipped_documents_back_from_their_own_files(tmp_path: Path):
     shipped = corpus.documents()
-    others = {"Lib/test/test_heapq.py": "pass", "Doc/whatsnew/3.11.rst": "New", "Lib/heapq.pyc": "x"}
+    others = {
+        "Lib/test/test_heapq.py": "pass",
+        "Doc/whatsnew/3.11.rst": "New",
+        "Lib/heapq.pyc": "x",
+    }
     source = release(tmp_path, {document.name: document.text for document in shipped} | others)
     assert making.selected(source, making.SELECTION_FILE.read_text("ascii").split()) == shipped
 
 
 @pytest.mark.usefixtures("two_patterns")
 def test_same_files_give_the_same_bytes_in_whatever_order_they_were_written(tmp_path: Path):
-    files = {"Lib/b.py": "b = 1\n", "Doc/howto/a.rst": "标题\n", "Lib/a.py": "a = 1\n", "Lib/blank.py": "\n"}
+    files = {
+        "Lib/b.py": "b = 1\n",
+        "Doc/howto/a.rst": "标题\n",
+        "Lib/a.py": "a = 1\n",
+        "Lib/blank.py": "\n",
+    }
     made = []
     for target, order in (("one", 1), ("two", -1)):
         source = release(tmp_path / "sources" / target, dict(list(files.items())[::order]))
@@ -43,7 +55,10 @@ def test_same_files_give_the_same_bytes_in_whatever_order_they_were_written(tmp_
     assert made[0] == made[1]
     packed = made[0][corpus.CORPUS_FILE.name]
     assert [d.name for d in corpus.unpacked(packed)] == ["Doc/howto/a.rst", "Lib/a.py", "Lib/b.py"]
-    assert corpus.checked(packed, expected=made[0][corpus.HASH_FILE.name].split()[0].decode()) == packed
+    assert (
+        corpus.checked(packed, expected=made[0][corpus.HASH_FILE.name].split()[0].decode())
+        == packed
+    )
     assert made[0][corpus.LICENSE_FILE.name] == b"Terms\n"
 
 
@@ -63,7 +78,9 @@ def test_another_release_is_refused(tmp_path: Path):
 
 
 def test_folder_without_a_release_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"is no release of CPython: no version in Include/patchlevel.h"):
+    with pytest.raises(
+        ValueError, match=r"is no release of CPython: no version in Include/patchlevel.h"
+    ):
         making.write_corpus(tmp_path, tmp_path)
 
 

@@ -34,7 +34,12 @@ def primes(count: int, *, seed: int) -> list[int]:
 def test_the_gpt_formula_of_the_page_is_what_the_library_counts(seed):
     V, T, L, F, H, N = primes(6, seed=seed)
     config = ModelConfig(
-        vocab_size=V, max_seq_len=T, num_layers=L, hidden_size=N * H, num_heads=N, intermediate_size=F
+        vocab_size=V,
+        max_seq_len=T,
+        num_layers=L,
+        hidden_size=N * H,
+        num_heads=N,
+        intermediate_size=F,
     )
     letters = {"V": V, "T": T, "L": L, "D": N * H, "F": F}
     assert parameter_count(config).total == eval(expressions(PAGE)["eq-parameters-gpt"], letters)
@@ -67,7 +72,10 @@ def transformers_model(name):
     common = {"vocab_size": c.vocab_size, "hidden_size": c.hidden_size}
     if found.family == "GPT":
         sizes = {"n_layer": c.num_layers, "n_head": c.num_heads, "n_embd": c.hidden_size}
-        config, model = GPT2Config(vocab_size=c.vocab_size, n_positions=c.max_seq_len, **sizes), GPT2LMHeadModel
+        config, model = (
+            GPT2Config(vocab_size=c.vocab_size, n_positions=c.max_seq_len, **sizes),
+            GPT2LMHeadModel,
+        )
     elif found.family == "OPT":
         config = OPTConfig(
             **common, num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads, ffn_dim=c.intermediate_size,
@@ -76,7 +84,10 @@ def transformers_model(name):
         )  # fmt: skip
         model = OPTForCausalLM
     elif found.family == "BLOOM":
-        config, model = BloomConfig(**common, n_layer=c.num_layers, n_head=c.num_heads), BloomForCausalLM
+        config, model = (
+            BloomConfig(**common, n_layer=c.num_layers, n_head=c.num_heads),
+            BloomForCausalLM,
+        )
     else:
         config = LlamaConfig(
             **common, num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads,

@@ -10,8 +10,16 @@ from llmbook.figures.style import COLOURS, RULES, SERIES, axes, colour, house
 
 # Machado et al. (2009), full severity: what a deuteranope and a protanope see of linear RGB.
 BLINDNESS = {
-    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.01182, 0.04294, 0.968881)),
-    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deuteranopia": (
+        (0.367322, 0.860646, -0.227968),
+        (0.280085, 0.672501, 0.047413),
+        (-0.01182, 0.04294, 0.968881),
+    ),
+    "protanopia": (
+        (0.152286, 1.052583, -0.204868),
+        (0.114503, 0.786281, 0.099216),
+        (-0.003882, -0.048116, 1.051998),
+    ),
 }
 
 
@@ -25,10 +33,24 @@ def seen(name, matrix):
 
 
 @pytest.mark.parametrize("matrix", BLINDNESS.values(), ids=BLINDNESS)
-@pytest.mark.parametrize("parts", [("parameters", "gradients", "optimizer", "activations"), ("attention", "feed_forward", "embedding", "output_head")])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("parameters", "gradients", "optimizer", "activations"),
+        ("attention", "feed_forward", "embedding", "output_head"),
+    ],
+)
 def test_neighbours_in_a_bar_stay_apart_for_colour_blind_readers(matrix, parts):
     for one, other in itertools.combinations(parts, 2):
-        distance = sum((a - b) ** 2 for a, b in zip(seen(COLOURS[one], matrix), seen(COLOURS[other], matrix), strict=True)) ** 0.5
+        distance = (
+            sum(
+                (a - b) ** 2
+                for a, b in zip(
+                    seen(COLOURS[one], matrix), seen(COLOURS[other], matrix), strict=True
+                )
+            )
+            ** 0.5
+        )
         assert distance > 0.1, (one, other)
 
 

@@ -29,6 +29,7 @@ VARIANTS = {
         positions="rotary", num_kv_heads=2, norm="rms_norm", activation="silu", gated=True
     ),
     "post": TINY.but(norm_placement="post", final_norm=False, embedding_size=20, activation="relu"),
+    "sandwich": TINY.but(norm_placement="sandwich"),
 }
 
 

@@ -13,7 +13,9 @@ def test_a_check_shows_both_numbers_their_place_and_its_kind():
 
 
 def test_many_checks_are_one_table_with_the_common_unit_in_its_head():
-    text = markdown(check_all({"zero.figure1.stage1": 31.40625, "zero.figure1.stage2": 16.5625}).row())
+    text = markdown(
+        check_all({"zero.figure1.stage1": 31.40625, "zero.figure1.stage2": 16.5625}).row()
+    )
     assert text.splitlines()[0] == "| quantity | ours, GB | printed | where | kind |"
     assert len(text.splitlines()) == 4
 

@@ -1,11 +1,14 @@
 """Four stages on real ranks against one process, and what they hold and send against formulas."""
 
+import random
 import sys
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from formula import expressions
 from torch import nn
 
 from llmbook.config import ModelConfig
@@ -29,6 +32,7 @@ from llmbook.training.zero import (
     train,
 )
 
+PAGE = Path(__file__).parents[2] / "book" / "training" / "zero.md"
 STAGES = {0: DataParallel, 1: OptimizerSharded, 2: GradientsSharded, 3: ParametersSharded}
 # Widths that 2, 3 and 4 do not divide.
 UNTIED = ModelConfig(
@@ -222,3 +226,16 @@ def test_a_parameter_without_a_gradient_is_named(stage):
     keywords = {"trainer": STAGES[stage], "modules": layers(model), "num_ranks": 2}
     with pytest.raises(RankFailed, match="1 parameters of Block got no gradient"):
         run(train, model, batch(), **keywords)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_formulas_of_the_page_are_the_functions(seed):
+    """The paper's equations leave out the padding, so the sizes are multiples of the ranks."""
+    R = random.Random(seed).randrange(1, 2000)
+    P = R * random.Random(-seed).randrange(1, 10**7)
+    page = {name: eval(text, {"P": P, "R": R}) for name, text in expressions(PAGE).items()}
+    for stage in (1, 2, 3):
+        assert page[f"eq-zero-stage{stage}"] == state_bytes_per_rank(P, num_ranks=R, stage=stage)
+    for stage in (0, 1, 2):
+        assert page["eq-zero-sent"] == sent_bytes_per_rank(P, num_ranks=R, stage=stage)
+    assert page["eq-zero-sent3"] == sent_bytes_per_rank(P, num_ranks=R, stage=3)

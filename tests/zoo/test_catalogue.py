@@ -8,7 +8,9 @@ from llmbook.zoo.catalogue import card, cards, config, names
 
 def test_every_card_names_a_source_that_can_be_cited():
     for found in cards().values():
-        assert found.source in entries(), f"{found.name} is sourced from {found.source}, which is no entry"
+        assert found.source in entries(), (
+            f"{found.name} is sourced from {found.source}, which is no entry"
+        )
         assert found.where
         assert found.organisation
         assert found.released.year >= 2018

@@ -84,7 +84,6 @@ def run_pages(
     with guardian(lock) as guard:
         compile_modules_from_source(scope)
         import_shared(preload, scope)
-        from execution import child as _  # noqa: F401  (IPython, once for all children)
 
         processes.adopt_orphans()
         gc.freeze()  # collections in the children then do not copy the parent's memory
@@ -121,7 +120,7 @@ def keep_watch(announcements: int) -> None:
 
 def import_shared(modules: tuple[str, ...], scope: Scope) -> None:
     """Import, once, what the pages' children share."""
-    for module in modules:
+    for module in (*modules, "execution.child"):
         importlib.import_module(module)
         for companion in COMPANIONS.get(module, ()):
             importlib.import_module(companion)

@@ -57,7 +57,9 @@ class Entry:
     @property
     def keywords(self) -> tuple[str, ...]:
         """Pages of the book, and numbers in the collection."""
-        return tuple(word.strip() for word in self.fields.get("keywords", "").split(",") if word.strip())
+        return tuple(
+            word.strip() for word in self.fields.get("keywords", "").split(",") if word.strip()
+        )
 
     @property
     def collection_ids(self) -> tuple[str, ...]:
@@ -84,7 +86,7 @@ def folder() -> Path:
 
 
 def plain(latex: str) -> str:
-    """A field's text without LaTeX's escapes.
+    r"""A field's text without LaTeX's escapes.
 
     >>> plain(r"100\\% of {GPT}-3")
     '100% of GPT-3'
@@ -117,7 +119,9 @@ def entries() -> dict[str, Entry]:
         parsed = parse_string(text, "bibtex").entries
         for key, source in sources(text):
             if key in found:
-                raise ValueError(f"key {key!r} stands twice in the bibliography, the second time in {path.name}")
+                raise ValueError(
+                    f"key {key!r} stands twice in the bibliography, the second time in {path.name}"
+                )
             found[key] = _entry(parsed[key], source)
     return found
 

@@ -48,10 +48,16 @@ def _reference(entry: Entry) -> str:
 
 def csl(entry: Entry) -> dict[str, Any]:
     """One entry as a CSL-JSON object."""
-    found: dict[str, Any] = {"id": entry.key, "type": CSL_TYPES.get(entry.type, "document"), "title": entry.title}
+    found: dict[str, Any] = {
+        "id": entry.key,
+        "type": CSL_TYPES.get(entry.type, "document"),
+        "title": entry.title,
+    }
     if entry.authors:
         found["author"] = [
-            dict(zip(("family", "given"), name.split(", ", 1), strict=False)) if ", " in name else {"literal": name}
+            dict(zip(("family", "given"), name.split(", ", 1), strict=False))
+            if ", " in name
+            else {"literal": name}
             for name in entry.authors
         ]
     optional = {
@@ -83,8 +89,16 @@ def _ris(entry: Entry) -> str:
     lines += [("AU", name) for name in entry.authors]
     lines += [("PY", entry.year), ("T2", container(entry)), ("DO", entry.fields.get("doi", ""))]
     lines += [("UR", address) for address in entry.links.values()]
-    lines += [("LA", entry.fields.get("language", "")), ("N2", entry.fields.get("annotation", "")), ("ER", "")]
-    return "\n".join(f"{tag}  - {value}".rstrip() if tag == "ER" else f"{tag}  - {value}" for tag, value in lines if value or tag == "ER")
+    lines += [
+        ("LA", entry.fields.get("language", "")),
+        ("N2", entry.fields.get("annotation", "")),
+        ("ER", ""),
+    ]
+    return "\n".join(
+        f"{tag}  - {value}".rstrip() if tag == "ER" else f"{tag}  - {value}"
+        for tag, value in lines
+        if value or tag == "ER"
+    )
 
 
 FORMATS = {"bibtex": bibtex, "ris": ris, "csl-json": csl_json, "text": text}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 Positions = Literal["learned", "rotary", "alibi"]
 NormKind = Literal["layer_norm", "rms_norm"]
+RopeScaling = Literal["llama3", "linear", "ntk", "yarn"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 
@@ -46,9 +47,10 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     rope_factor: float = 1.0  # Llama 3.1 slows the low rotary frequencies by this factor
     rope_trained_len: int = 8192  # ... which are those that turn less than once in so many tokens
+    rope_scaling: RopeScaling = "llama3"  # ... and others slow other frequencies, or all
     norm: NormKind = "layer_norm"
     norm_epsilon: float = 1e-5
-    norm_placement: Literal["pre", "post"] = "pre"
+    norm_placement: Literal["pre", "post", "sandwich"] = "pre"
     embedding_norm: bool = False  # BLOOM normalises the embeddings
     final_norm: bool = True
     activation: Activation = "gelu_tanh"

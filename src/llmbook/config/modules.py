@@ -66,16 +66,21 @@ def block_modules(config: ModelConfig) -> list[Module]:
     query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     qkv_bias, out_bias, mlp_bias = config.attention_bias, config.attention_output_bias, config.mlp_bias
     gate = [linear("layers.*.mlp.gate", "feed_forward", D, F, bias=mlp_bias, copies=L)] if config.gated else []
+    sandwich = config.norm_placement == "sandwich"
+    attention_after = [norm("layers.*.attention_output_norm", config, copies=L)] if sandwich else []
+    mlp_after = [norm("layers.*.mlp_output_norm", config, copies=L)] if sandwich else []
     return [
         norm("layers.*.attention_norm", config, copies=L),
         linear("layers.*.attention.query", "attention", D, query, bias=qkv_bias, copies=L),
         linear("layers.*.attention.key", "attention", D, kv, bias=qkv_bias, copies=L),
         linear("layers.*.attention.value", "attention", D, kv, bias=qkv_bias, copies=L),
         linear("layers.*.attention.output", "attention", query, D, bias=out_bias, copies=L),
+        *attention_after,
         norm("layers.*.mlp_norm", config, copies=L),
         *gate,
         linear("layers.*.mlp.up", "feed_forward", D, F, bias=mlp_bias, copies=L),
         linear("layers.*.mlp.down", "feed_forward", F, D, bias=mlp_bias, copies=L),
+        *mlp_after,
     ]
 
 

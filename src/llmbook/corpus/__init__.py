@@ -60,7 +60,9 @@ def documents() -> tuple[Document, ...]:
     >>> "Whetting Your Appetite" in tutorial.text
     True
     """
-    return unpacked(checked(CORPUS_FILE.read_bytes(), expected=HASH_FILE.read_text("ascii").split()[0]))
+    return unpacked(
+        checked(CORPUS_FILE.read_bytes(), expected=HASH_FILE.read_text("ascii").split()[0])
+    )
 
 
 @cache
@@ -92,7 +94,9 @@ def checked(packed: bytes, *, expected: str) -> bytes:
     """
     found = hashlib.sha256(packed).hexdigest()
     if found != expected:
-        raise ValueError(f"the corpus is damaged: its sha256 begins with {found[:8]}, not {expected[:8]}")
+        raise ValueError(
+            f"the corpus is damaged: its sha256 begins with {found[:8]}, not {expected[:8]}"
+        )
     return packed
 
 
@@ -112,7 +116,9 @@ def unpacked(packed: bytes) -> tuple[Document, ...]:
     >>> unpacked(lzma.compress(serialized([Document("Lib/this.py", "library", "pass")])))
     (Document(name='Lib/this.py', kind='library', text='pass'),)
     """
-    lines = lzma.decompress(packed).decode("utf-8").split("\n")  # not splitlines: a text may hold U+2028
+    lines = (
+        lzma.decompress(packed).decode("utf-8").split("\n")
+    )  # not splitlines: a text may hold U+2028
     return tuple(Document(**json.loads(line)) for line in lines if line)
 
 
@@ -126,6 +132,8 @@ def read_titles(table: str) -> tuple[BilingualTitle, ...]:
     for number, line in enumerate(table.splitlines()[1:], start=2):
         fields = line.split("\t")
         if len(fields) != 3 or not all(fields):
-            raise ValueError(f"titles.tsv, line {number}: {line!r} lacks one of entry, title, english")
+            raise ValueError(
+                f"titles.tsv, line {number}: {line!r} lacks one of entry, title, english"
+            )
         titles.append(BilingualTitle(*fields))
     return tuple(titles)

@@ -31,9 +31,13 @@ def release_of(source: Path) -> str:
         ValueError: if there is none.
     """
     header = source / "Include" / "patchlevel.h"
-    version = re.search(r'PY_VERSION\s+"(.+)"', header.read_text("utf-8")) if header.exists() else None
+    version = (
+        re.search(r'PY_VERSION\s+"(.+)"', header.read_text("utf-8")) if header.exists() else None
+    )
     if version is None:
-        raise ValueError(f"source {source} is no release of CPython: no version in Include/patchlevel.h")
+        raise ValueError(
+            f"source {source} is no release of CPython: no version in Include/patchlevel.h"
+        )
     return f"CPython {version[1]}"
 
 
@@ -50,7 +54,9 @@ def selected(source: Path, patterns: Iterable[str]) -> tuple[Document, ...]:
             raise ValueError(f"pattern {pattern} matches no file in {source}")
         for path in paths:
             name, text = path.relative_to(source).as_posix(), path.read_bytes().decode("utf-8")
-            found.append(Document(name, "documentation" if name.startswith("Doc/") else "library", text))
+            found.append(
+                Document(name, "documentation" if name.startswith("Doc/") else "library", text)
+            )
     return tuple(sorted((d for d in found if d.text.strip()), key=lambda document: document.name))
 
 

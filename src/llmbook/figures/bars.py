@@ -34,10 +34,26 @@ def stacked(
             left = 0.0
             for name, value in parts.items():
                 place = seen.setdefault(name, len(seen))
-                ax.barh(y, value, left=left, height=0.62, color=colour(name, place), edgecolor="white", linewidth=0.6)
+                ax.barh(
+                    y,
+                    value,
+                    left=left,
+                    height=0.62,
+                    color=colour(name, place),
+                    edgecolor="white",
+                    linewidth=0.6,
+                )
                 if value > smallest_label * longest:
                     label = name.replace("_", " ")
-                    ax.text(left + value / 2, y, label, ha="center", va="center", color="white", fontsize=8)
+                    ax.text(
+                        left + value / 2,
+                        y,
+                        label,
+                        ha="center",
+                        va="center",
+                        color="white",
+                        fontsize=8,
+                    )
                 left += value
             if totals:
                 ax.text(left + 0.01 * longest, y, totals[y], va="center", fontsize=8.5)
@@ -48,5 +64,7 @@ def stacked(
         ax.set_xlabel(x_label)
         if limit:
             ax.axvline(limit[0], color=COLOURS["limit"], linestyle="--", linewidth=1.2)
-            ax.text(limit[0], -0.75, f" {limit[1]}", color=COLOURS["limit"], fontsize=8.5, va="bottom")
+            ax.text(
+                limit[0], -0.75, f" {limit[1]}", color=COLOURS["limit"], fontsize=8.5, va="bottom"
+            )
     return ax

@@ -10,7 +10,9 @@ from matplotlib.patches import Rectangle
 from llmbook.figures.style import axes, colour, house
 
 
-def matrices(rows: Sequence[tuple[str, Sequence[tuple[str, int, int, str]]]], *, gap: float = 0.12) -> Axes:
+def matrices(
+    rows: Sequence[tuple[str, Sequence[tuple[str, int, int, str]]]], *, gap: float = 0.12
+) -> Axes:
     """Rows of rectangles, each as high and wide as its matrix, in one scale for the whole drawing.
 
     Args:
@@ -27,8 +29,18 @@ def matrices(rows: Sequence[tuple[str, Sequence[tuple[str, int, int, str]]]], *,
             ax.text(0, top - 0.25 * space, label, fontsize=9.5, va="bottom")
             left = 0.0
             for name, h, w, part in row:
-                ax.add_patch(Rectangle((left, top), w, h, facecolor=colour(part), edgecolor="white"))
-                ax.text(left + w / 2, top + h / 2, name, ha="center", va="center", color="white", fontsize=8.5)
+                ax.add_patch(
+                    Rectangle((left, top), w, h, facecolor=colour(part), edgecolor="white")
+                )
+                ax.text(
+                    left + w / 2,
+                    top + h / 2,
+                    name,
+                    ha="center",
+                    va="center",
+                    color="white",
+                    fontsize=8.5,
+                )
                 left += w + space
             top += height + 2.2 * space
     ax.set_xlim(0, max(widths) * 1.02)

@@ -37,11 +37,24 @@ def curves(
         for place, (name, ys) in enumerate(lines.items()):
             hue = colour(name, place)
             ax.plot(xs, ys, color=hue)
-            ax.annotate(name, (xs[-1], ys[-1]), xytext=(5, 0), textcoords="offset points", color=hue, va="center")
+            ax.annotate(
+                name,
+                (xs[-1], ys[-1]),
+                xytext=(5, 0),
+                textcoords="offset points",
+                color=hue,
+                va="center",
+            )
         for place, (name, (dot_xs, dot_ys)) in enumerate((points or {}).items()):
             hue = colour(name, len(lines) + place)
             ax.plot(dot_xs, dot_ys, "o", color=hue, markersize=5, clip_on=False)
-            ax.annotate(name, (dot_xs[-1], dot_ys[-1]), xytext=(7, -9), textcoords="offset points", color=hue)
+            ax.annotate(
+                name,
+                (dot_xs[-1], dot_ys[-1]),
+                xytext=(7, -9),
+                textcoords="offset points",
+                color=hue,
+            )
         for letter, axis in (("x", ax.xaxis), ("y", ax.yaxis)):
             if letter in logarithmic:
                 getattr(ax, f"set_{letter}scale")("log")

@@ -21,41 +21,34 @@ def ladder(
 
     Args:
         rows: name of the scheme, the parts that it shards, and what to print at the row's end.
-        thickness: part -> size of one number, from the top; the area of a strip is its bytes.
+        thickness: part -> bytes of one number, from the top; the area of a strip is its bytes.
         num_ranks: the columns.
         gap: space between boxes as a share of their width.
     """
     size = sum(thickness.values())
-    width = num_ranks * (1 + gap)
-    ax = axes(height=0.5 + 0.72 * len(rows))
+    width, step = num_ranks * (1 + gap) - gap, 1.4  # of all boxes; from row to row
+    ax = axes(height=0.75 + 0.85 * len(rows))
     with house():
         for row, (name, sharded, note) in enumerate(rows):
-            top = row * 1.45
-            ax.text(-0.2, top + 0.5, name, ha="right", va="center", fontsize=9)
-            ax.text(width + 0.05, top + 0.5, note, va="center", fontsize=9)
+            ax.text(-0.2, row * step + 0.5, name, ha="right", va="center", fontsize=9)
+            ax.text(width + 0.2, row * step + 0.5, note, va="center", fontsize=9)
             for rank in range(num_ranks):
-                left, y = rank * (1 + gap), top
+                left, top = rank * (1 + gap), row * step
                 for part, thick in thickness.items():
                     start, share = (rank / num_ranks, 1 / num_ranks) if part in sharded else (0, 1)
-                    height = thick / size
-                    filled = Rectangle((left + start, y), share, height, facecolor=colour(part))
-                    frame = Rectangle((left, y), 1, height, fill=False, edgecolor="#888888")
-                    frame.set_linewidth(0.5)
-                    ax.add_patch(filled)
+                    at = (left + start, top)
+                    ax.add_patch(Rectangle(at, share, thick / size, facecolor=colour(part)))
+                    frame = Rectangle((left, top), 1, thick / size, fill=False, linewidth=0.5)
+                    frame.set_edgecolor("#888888")
                     ax.add_patch(frame)
-                    y += height
+                    top += thick / size
         for rank in range(num_ranks):
-            ax.text(rank * (1 + gap) + 0.5, -0.15, str(rank), ha="center", va="bottom", fontsize=9)
-        ax.text(-0.2, -0.15, "rank", ha="right", va="bottom", fontsize=9)
-        for part, thick in thickness.items():  # the first box names the strips
-            ax.text(0.5, below(thickness, part) / size, part, ha="center", va="center", fontsize=6.5, color="white")
-    ax.set_xlim(-2.1, width + 3.6)
-    ax.set_ylim(len(rows) * 1.45 - 0.3, -0.7)
+            ax.text(rank * (1 + gap) + 0.5, -0.12, str(rank), ha="center", fontsize=9)
+        ax.text(-0.2, -0.12, "rank", ha="right", fontsize=9)
+        for place, (part, thick) in enumerate(thickness.items()):  # the key, in the parts' colours
+            at = (place * width / len(thickness), len(rows) * step + 0.05)
+            ax.text(*at, f"{part}, {thick:g}", color=colour(part), fontsize=9, weight="bold")
+    ax.set_xlim(-1.7, width + 4.2)
+    ax.set_ylim(len(rows) * step + 0.2, -0.5)
     ax.axis("off")
     return ax
-
-
-def below(thickness: Mapping[str, float], part: str) -> float:
-    """The middle of a part's strip, measured from the top of its box."""
-    names = list(thickness)
-    return sum(thickness[name] for name in names[: names.index(part)]) + thickness[part] / 2

@@ -1,4 +1,6 @@
-"""The house style: one colour per quantity in the whole book, legible in light, dark, print and to colour-blind readers.
+"""The house style: one colour per quantity in the whole book.
+
+Legible in light, dark, print and to colour-blind readers.
 
 Page: none of its own. The hues are those of Okabe and Ito's palette, which stay apart under every common
 colour-vision deficiency; each also differs in lightness, so that a grey print keeps them apart.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -69,12 +72,13 @@ def house() -> Iterator[None]:
     Only our own settings are put back: `rc_context` would also put back "interactive", and notebooks that load
     their backend inside it then show nothing.
     """
-    before = {name: plt.rcParams[name] for name in RULES}
-    plt.rcParams.update(RULES)
+    settings = cast("dict[str, Any]", plt.rcParams)
+    before = {name: settings[name] for name in RULES}
+    settings.update(RULES)
     try:
         yield
     finally:
-        plt.rcParams.update(before)
+        settings.update(before)
 
 
 def axes(*, width: float = 7.0, height: float = 3.2) -> Axes:

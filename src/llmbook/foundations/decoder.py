@@ -22,10 +22,8 @@ from llmbook.foundations.normalization import norm
 from llmbook.foundations.positions import (
     Rotation,
     alibi_bias,
+    configured_rotation,
     positions_under_padding,
-    rope_frequencies,
-    rotation,
-    stretched,
 )
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -60,15 +58,18 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward layer, each added to the residual stream.
 
-    The norm stands before each layer, or, in OPT-350M as in the first transformer, after each
-    addition.
+    The norm stands before each layer; in a sandwich (ding2021cogview) also after it, before the
+    addition; or, in OPT-350M as in the first transformer, after each addition.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm_first = config.norm_placement == "pre"
+        self.norm_first = config.norm_placement != "post"
+        between = norm if config.norm_placement == "sandwich" else lambda _: nn.Identity()
         self.attention_norm, self.attention = norm(config), Attention(config)
+        self.attention_output_norm = between(config)
         self.mlp_norm, self.mlp = norm(config), MLP(config)
+        self.mlp_output_norm = between(config)
 
     def forward(
         self,
@@ -82,8 +83,8 @@ class Block(nn.Module):
         """One step down the residual stream."""
         attend = partial(self.attention, mask=mask, bias=bias, turn=turn, cache=cache)
         if self.norm_first:
-            hidden = hidden + attend(self.attention_norm(hidden))
-            hidden = hidden + self.mlp(self.mlp_norm(hidden))
+            hidden = hidden + self.attention_output_norm(attend(self.attention_norm(hidden)))
+            hidden = hidden + self.mlp_output_norm(self.mlp(self.mlp_norm(hidden)))
         else:
             hidden = self.attention_norm(hidden + attend(hidden))
             hidden = self.mlp_norm(hidden + self.mlp(hidden))
@@ -154,7 +155,7 @@ class Decoder(nn.Module):
                 positions, num_queries=T, num_heads=config.num_heads, dtype=hidden.dtype
             )
         else:
-            turn = rotation(positions[:, -T:], self.frequencies(), dtype=hidden.dtype)
+            turn = configured_rotation(config, positions[:, -T:], dtype=hidden.dtype)
         hidden = self.embedding_norm(hidden)
         for layer, cache in zip(
             self.layers, caches or repeat(None, config.num_layers), strict=True
@@ -165,12 +166,6 @@ class Decoder(nn.Module):
             self.embedding if self.head is None else self.head
         )  # tied: the table itself, not a copy
         return nn.functional.linear(hidden, head.weight)
-
-    def frequencies(self) -> Float[Tensor, " half"]:
-        """The rotary frequencies of the configuration."""
-        config = self.config
-        trained = rope_frequencies(config.head_dim, theta=config.rope_theta)
-        return stretched(trained, factor=config.rope_factor, trained_len=config.rope_trained_len)
 
 
 @torch.no_grad()

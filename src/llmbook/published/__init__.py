@@ -24,7 +24,7 @@ Kind = Literal["identity", "count", "prediction"]
 Finding = Literal["confirmed", "corrected", "not checkable"]
 
 
-class OutOfTolerance(AssertionError):
+class OutOfToleranceError(AssertionError):
     """A number that the book computed does not meet the printed one."""
 
 
@@ -158,7 +158,9 @@ def numbers() -> dict[str, Number]:
             continue
         for fields in tomllib.loads(file.read_text(encoding="utf8")).get("number", []):
             if fields["id"] in found:
-                raise ValueError(f"id {fields['id']!r} stands twice in the published numbers; ids are unique")
+                raise ValueError(
+                    f"id {fields['id']!r} stands twice in the published numbers; ids are unique"
+                )
             found[fields["id"]] = Number(**fields)
     return found
 
@@ -171,7 +173,9 @@ def number(id: str) -> Number:
     """
     if id not in numbers():
         near = get_close_matches(id, numbers(), n=3, cutoff=0.3)
-        raise KeyError(f"no published number has the id {id!r}; the nearest are {', '.join(near) or 'none'}")
+        raise KeyError(
+            f"no published number has the id {id!r}; the nearest are {', '.join(near) or 'none'}"
+        )
     return numbers()[id]
 
 
@@ -180,7 +184,7 @@ def check(ours: float, id: str) -> Check:
 
     Raises:
         KeyError: if no published number has this id.
-        OutOfTolerance: if the two differ by more than the tolerance, or if they agree although the printed
+        OutOfToleranceError: if the two differ by more than the tolerance, or if they agree although the printed
             one stands as a misprint.
 
     >>> str(check(31.40625, "zero.figure1.stage1")).startswith("state per device, stage 1: ours 31.41 = printed 31.4")
@@ -188,8 +192,12 @@ def check(ours: float, id: str) -> Check:
     """
     result = Check(number(id), float(ours))
     if result.agrees == bool(result.number.misprint):
-        said = "agrees with a number that stands as a misprint" if result.agrees else "is out of tolerance"
-        raise OutOfTolerance(f"{result} {said} (allowed difference {result.number.allowed:g})")
+        said = (
+            "agrees with a number that stands as a misprint"
+            if result.agrees
+            else "is out of tolerance"
+        )
+        raise OutOfToleranceError(f"{result} {said} (allowed difference {result.number.allowed:g})")
     return result
 
 
@@ -198,7 +206,7 @@ def check_all(ours: Mapping[str, float]) -> Checks:
 
     Raises:
         KeyError: if no published number has one of the ids.
-        OutOfTolerance: as `check`.
+        OutOfToleranceError: as `check`.
     """
     return Checks(tuple(check(value, id) for id, value in ours.items()))
 
@@ -216,7 +224,9 @@ def verdict(key: str, *, claim: str, finding: Finding, because: str, ours: str =
         raise ValueError(f"finding {finding!r} is not one of {', '.join(allowed)}")
     for argument, text in (("claim", claim), ("because", because)):
         if not text.strip().endswith((".", "?", "。")):
-            raise ValueError(f"{argument} {text!r} is not a whole sentence: it does not end in a full stop")
+            raise ValueError(
+                f"{argument} {text!r} is not a whole sentence: it does not end in a full stop"
+            )
     return Verdict(key, claim, finding, because, ours)
 
 

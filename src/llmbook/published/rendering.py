@@ -32,9 +32,13 @@ class RowRenderer:
             if rows is None:
                 rows = environment.llmbook_rows = {}
             found = row["rows"] if row["type"] == "checks" else [row]
-            rows.setdefault(environment.docname, []).extend({**one, "line": data.line} for one in found)
+            rows.setdefault(environment.docname, []).extend(
+                {**one, "line": data.line} for one in found
+            )
         box = nodes.container(classes=classes(row))
-        drawing = renderer.renderer  # MyST's own, so that a row's text may hold mathematics and citations
+        drawing = (
+            renderer.renderer
+        )  # MyST's own, so that a row's text may hold mathematics and citations
         with drawing.current_node_context(box, append=False):
             drawing.nested_render_text(markdown(row), data.line or 0)
         return [box]
@@ -62,12 +66,15 @@ def markdown(row: dict[str, Any]) -> str:
         head = [f"| quantity | ours{unit} | printed | where | kind |", "|---|---:|---:|---|---|"]
         return "\n".join([*head, *(table_line(one, with_unit=not unit) for one in row["rows"])])
     if row["type"] == "verdict":
-        text = f"**{SIGN[row['finding']]} Verdict: {row['finding']}.** {row['claim']} {row['because']}"
+        text = (
+            f"**{SIGN[row['finding']]} Verdict: {row['finding']}.** {row['claim']} {row['because']}"
+        )
         return f"{text} {{cite:p}}`{row['key']}`"
     sign, relation = ("✓", "agrees with") if row["agrees"] else ("≠", "differs from")
     text = (
         f"**{sign} {row['what']}:** ours {shown(row['ours'])} {relation} printed "
-        f"{shown_as_printed(row['theirs'])} {row['unit']} ({row['where']} of {{cite:t}}`{row['source']}`; {row['kind']})."
+        f"{shown_as_printed(row['theirs'])} {row['unit']} "
+        f"({row['where']} of {{cite:t}}`{row['source']}`; {row['kind']})."
     )
     return " ".join(part for part in (text, row["misprint"] or row["note"]) if part)
 
@@ -78,4 +85,5 @@ def table_line(row: dict[str, Any], *, with_unit: bool) -> str:
     place = f"{row['where']} {{cite:p}}`{row['source']}`"
     printed = f"{'' if row['agrees'] else '≠ '}{shown_as_printed(row['theirs'])}"
     unit = f" {row['unit']}" if with_unit else ""
-    return f"| {row['what']}{remark} | {shown(row['ours'])}{unit} | {printed} | {place} | {row['kind']} |"
+    cells = (f"{row['what']}{remark}", f"{shown(row['ours'])}{unit}", printed, place, row["kind"])
+    return f"| {' | '.join(cells)} |"

@@ -37,7 +37,9 @@ class Card:
 def cards() -> dict[str, Card]:
     """Every card by the model's name, families in alphabetical order, sizes as the family lists them."""
     found: dict[str, Card] = {}
-    for file in sorted(files("llmbook.zoo").joinpath("cards").iterdir(), key=lambda file: file.name):
+    for file in sorted(
+        files("llmbook.zoo").joinpath("cards").iterdir(), key=lambda file: file.name
+    ):
         if not file.name.endswith(".toml"):
             continue
         family = tomllib.loads(file.read_text(encoding="utf8"))

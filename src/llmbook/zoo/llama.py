@@ -88,6 +88,7 @@ def transformers_config(config: ModelConfig) -> dict[str, Any]:
         "positions": "rotary", "norm": "rms_norm", "norm_placement": "pre", "embedding_norm": False,
         "final_norm": True, "gated": True, "activation": "silu",
         "embedding_size": config.hidden_size, "attention_output_bias": config.attention_bias,
+        "rope_scaling": "llama3",
     }  # fmt: skip
     for field, value in fixed.items():
         if getattr(config, field) != value:
