@@ -27,6 +27,7 @@ from execution.reports import CellError, Failure, Progress, failure_at
 from execution.watch import Scope, compile_modules_from_source, files_of_modules
 
 POLL_SECONDS = 0.2
+PROGRESS_SECONDS = 0.1  # of CPU: less than that in half a budget is waiting, not computing
 CELL_FRAME = re.compile(r'File "<ipython-input-(\d+)-\w+>", line (\d+)')
 
 # What a first figure imports: a third of a second in each child.
@@ -67,6 +68,8 @@ class Child:
     listening: bool = True
     result: dict[str, Any] | None = None
     stopped: str = ""
+    cpu: float = 0.0  # seconds, when last it was seen to compute
+    computed: float = 0.0  # and the moment of that
 
 
 def run_pages(
@@ -232,13 +235,25 @@ def enforce(limits: Limits, child: Child) -> None:
     cpu = processes.cpu_seconds([child.pid, *processes.descendants(child.pid)])
     if cpu > budget * limits.cpu_slack:
         child.stopped = f"stopped after {cpu:.0f} s of CPU; its budget is {budget:g} s"
-    elif wall > budget * limits.wall_slack:
+    elif hangs(child, cpu, limits):
         child.stopped = (
             f"hangs: stopped after {wall:.0f} s with {cpu:.1f} s of CPU; its budget is {budget:g} s"
         )
     if child.stopped:
         ask_for_stack(child)
         processes.kill_tree(child.pid)
+
+
+def hangs(child: Child, cpu: float, limits: Limits) -> bool:
+    """Whether a page is past its deadline on the clock and does not compute either.
+
+    One that is merely starved on a busy machine still computes; it has four times as long.
+    """
+    now = time.monotonic()
+    if cpu > child.cpu + PROGRESS_SECONDS:
+        child.cpu, child.computed = cpu, now
+    late = (now - child.started) / (child.page.budget * limits.wall_slack)
+    return late > 4 or (late > 1 and now - child.computed > child.page.budget / 2)
 
 
 def ask_for_stack(child: Child) -> None:

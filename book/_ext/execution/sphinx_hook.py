@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import myst_nb.core.execute  # type: ignore[import-untyped]
-from docutils import nodes  # type: ignore[import-untyped]
+from docutils import nodes  # type: ignore[import-untyped, unused-ignore]
 from jupyter_cache import get_cache  # type: ignore[import-untyped]
 from myst_nb.core.execute.base import NotebookClientBase  # type: ignore[import-untyped]
 from sphinx.errors import ExtensionError
@@ -35,6 +35,8 @@ def client_class(cache: Cache, book: Path) -> type[NotebookClientBase]:
     """The client that MyST-NB asks for outputs: it reads, and cannot run anything."""
 
     class CachedPage(NotebookClientBase):  # type: ignore[misc]
+        """A page with the outputs of the stage's run."""
+
         def start_client(self) -> None:
             """Fill the notebook with the outputs of the stage's run."""
             if not any(cell.cell_type == "code" for cell in self.notebook.cells):
