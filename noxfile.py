@@ -29,6 +29,7 @@ PRELOADED = ",".join(  # what pages share: imported once, no operator run
         "torch._dynamo",
         "torch.distributed.fsdp",
         "torch.distributed.tensor.parallel",
+        "jaxtyping",
         "matplotlib.pyplot",
     )
 )

@@ -24,7 +24,7 @@ from llmbook.costs.kv_cache import (
 )
 from llmbook.costs.parameters import parameter_count
 from llmbook.foundations.decoder import Decoder
-from llmbook.units import GB
+from llmbook.units import GB, bytes_of
 from llmbook.zoo.catalogue import cards, config
 
 PAGE = Path(__file__).parents[2] / "book" / "inference" / "kv_cache.md"
@@ -90,6 +90,18 @@ def test_the_largest_batch_fits_and_one_more_does_not():
         largest_batch(model, memory_bytes=10 * GB, context_len=1)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("bf16", 2), ("fp8", 1)])
+def test_the_format_counts_for_weights_and_cache_alike(dtype, size):
+    """Memory of P + 10 S 2 K H L numbers holds ten sequences in any format, and one byte less nine."""
+    model, S = config("llama-3-8b"), 4096
+    numbers = 8_030_261_248 + 10 * S * 2 * 8 * 128 * 32
+    for memory_bytes, batch_size in ((size * numbers, 10), (size * numbers - 1, 9)):
+        fits = largest_batch(model, memory_bytes=memory_bytes, context_len=S, dtype=dtype)
+        assert fits == batch_size
+    read = decode_bytes(model, batch_size=10, context_len=S, dtype=dtype)
+    assert size * numbers - read == size * (128_256 * 4096 + 65 * 4096)  # input table, 65 norms
+
+
 @every_card
 def test_matrices_are_those_of_the_decoder_s_linear_layers(name):
     """Built by PyTorch (two layers, nothing allocated); a tied head multiplies by the table."""
@@ -119,15 +131,18 @@ def test_intensity_of_one_sequence_is_about_one_and_grows_with_the_batch_until_t
 
 
 @every_card
-def test_beyond_the_compute_bound_context_no_batch_reaches_the_ridge(name):
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp8"])
+def test_beyond_the_compute_bound_context_no_batch_reaches_the_ridge(name, dtype):
     """With a batch of a thousand million: below the limit it does, above it does not."""
     model = config(name)
-    limit = compute_bound_context(model, flops_per_byte=208)
-    huge = {"batch_size": 10**9, "dtype": "bf16"}
+    limit = compute_bound_context(model, flops_per_byte=208, dtype=dtype)
+    huge = {"batch_size": 10**9, "dtype": dtype}
     assert decode_intensity(model, context_len=limit - 1, **huge) > 208
     assert decode_intensity(model, context_len=limit + 1, **huge) < 208
-    with pytest.raises(ValueError, match="flops_per_byte 1 is not above"):
-        compute_bound_context(model, flops_per_byte=1)
+    cache_alone = 2 * model.num_heads / model.num_kv_heads / bytes_of(dtype)
+    with pytest.raises(ValueError, match=f"flops_per_byte {cache_alone:g} is not above"):
+        compute_bound_context(model, flops_per_byte=cache_alone, dtype=dtype)
+    compute_bound_context(model, flops_per_byte=1.01 * cache_alone, dtype=dtype)
 
 
 def test_a_prefill_is_the_sum_of_its_steps_and_the_hidden_half():

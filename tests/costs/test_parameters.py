@@ -19,6 +19,7 @@ from transformers import (
 
 from llmbook.config import ModelConfig
 from llmbook.costs.parameters import parameter_count, rule_of_thumb
+from llmbook.published import check, numbers
 from llmbook.zoo.catalogue import card, cards
 
 PAGE = Path(__file__).parents[2] / "book" / "foundations" / "parameters.md"
@@ -117,3 +118,77 @@ def test_untying_the_head_adds_one_table():
     config = card("gpt2").config
     grown = parameter_count(config.but(tie_embeddings=False)).total - parameter_count(config).total
     assert grown == config.vocab_size * config.hidden_size
+
+
+def printed_counts():
+    """Every count that a paper, a README or a card printed, by its id."""
+    return {id: number for id, number in numbers().items() if id.startswith("parameters.")}
+
+
+@pytest.mark.parametrize("id", printed_counts())
+def test_every_printed_count_is_met_and_every_misprint_is_not(id):
+    name, place = id.removeprefix("parameters.").rsplit(".", 1)
+    count = parameter_count(card(name).config)
+    check(count.embedding if place.endswith("embedding") else count.total, id)
+
+
+def test_most_cards_are_held_to_a_printed_count():
+    """A card that only meets itself may be wrong; these are the ones whose count nobody printed in full."""
+    held = {id.removeprefix("parameters.").rsplit(".", 1)[0] for id in printed_counts()}
+    twins = {
+        "llama-2-7b": "llama-7b",
+        "llama-2-13b": "llama-13b",
+        "llama-3.1-8b": "llama-3-8b",
+        "llama-3.1-70b": "llama-3-70b",
+    }
+    for ours, theirs in twins.items():
+        assert parameter_count(card(ours).config) == parameter_count(card(theirs).config)
+    assert set(cards()) - held - set(twins) == {"bloom-1b7", "gpt-2-xl", "llama-3-70b"}
+
+
+# Table 2.1 of brown2020language prints d_head; XL is left out, whose 24 heads of 128 do not fit its width of 2,048.
+HEAD_WIDTHS = {
+    "small": 64,
+    "medium": 64,
+    "large": 96,
+    "2.7b": 80,
+    "6.7b": 128,
+    "13b": 128,
+    "175b": 128,
+}
+
+
+@pytest.mark.parametrize(("size", "width"), HEAD_WIDTHS.items())
+def test_heads_of_gpt_3_are_as_wide_as_table_2_1_prints(size, width):
+    assert card(f"gpt-3-{size}").config.head_dim == width
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_each_bias_adds_one_number_for_each_output(gated):
+    bare = ModelConfig(
+        vocab_size=31, hidden_size=12, num_layers=5, num_heads=6, num_kv_heads=2, head_dim=4, intermediate_size=17,
+        max_seq_len=7, gated=gated, attention_bias=False, attention_output_bias=False, mlp_bias=False,
+    )  # fmt: skip
+    outputs = {
+        "attention_bias": 6 * 4 + 2 * 2 * 4,
+        "attention_output_bias": 12,
+        "mlp_bias": (2 if gated else 1) * 17 + 12,
+    }
+    for bias, added in outputs.items():
+        grown = parameter_count(bare.but(**{bias: True})).total - parameter_count(bare).total
+        assert grown == bare.num_layers * added, bias
+
+
+def test_a_narrow_table_needs_two_projections_and_narrows_the_head():
+    wide = ModelConfig(
+        vocab_size=31,
+        hidden_size=12,
+        num_layers=2,
+        num_heads=3,
+        max_seq_len=7,
+        tie_embeddings=False,
+    )
+    narrow = parameter_count(wide.but(embedding_size=5))
+    assert narrow.output_head == 31 * 5
+    assert narrow.embedding == 31 * 5 + 7 * 12
+    assert narrow.non_embedding == parameter_count(wide).non_embedding + 2 * 5 * 12

@@ -24,3 +24,12 @@ def test_points_limits_and_scales_are_drawn():
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert [line.get_marker() for line in ax.lines].count("o") == 1
     assert "roof" in [text.get_text() for text in ax.texts]
+
+
+def test_lines_and_dots_stand_where_their_numbers_are():
+    ax = curves(
+        [1, 2, 4], {"a": [5, 6, 8]}, x_label="x", y_label="y", points={"b": ([2, 3], [7, 9])}
+    )
+    line, dots = ax.lines
+    assert list(zip(*line.get_data(), strict=True)) == [(1, 5), (2, 6), (4, 8)]
+    assert list(zip(*dots.get_data(), strict=True)) == [(2, 7), (3, 9)]

@@ -337,7 +337,10 @@ def test_latent_parameters_are_those_of_the_formula(seed):
         hidden_size=D, num_heads=N, head_dim=H, latent_dim=C, rope_dim=r, query_latent_dim=q
     )
     counted = sum(weight.numel() for weight in layer.parameters())
-    assert counted == eval(expressions(PAGE)["eq-latent-parameters"], letters)
+    page = expressions(PAGE)
+    assert counted == sum(
+        eval(page[part], letters) for part in ("eq-latent-queries", "eq-latent-rest")
+    )
 
 
 def test_a_query_reads_latents_at_the_intensity_of_the_formula():

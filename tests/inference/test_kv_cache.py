@@ -113,6 +113,13 @@ def test_bytes_held_are_those_of_the_formula(name, dtype, name_of_dtype):
     )
 
 
+def test_bytes_held_count_keys_and_values_apart():
+    """A latent cache keeps wide "keys" and narrow "values" (deepseekai2024deepseekv2, eq. 9, 15)."""
+    cache = KVCache()
+    cache.append(torch.zeros(2, 1, 5, 16), torch.zeros(2, 1, 5, 4))
+    assert bytes_held([cache, KVCache()]) == 2 * 5 * (16 + 4) * 4
+
+
 @torch.no_grad()
 def test_transformers_holds_as_many_bytes():
     theirs = LlamaForCausalLM(LlamaConfig(**transformers_config(LLAMA)))

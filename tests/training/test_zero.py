@@ -234,8 +234,8 @@ def test_the_formulas_of_the_page_are_the_functions(seed):
     R = random.Random(seed).randrange(1, 2000)
     P = R * random.Random(-seed).randrange(1, 10**7)
     page = {name: eval(text, {"P": P, "R": R}) for name, text in expressions(PAGE).items()}
-    for stage in (1, 2, 3):
-        assert page[f"eq-zero-stage{stage}"] == state_bytes_per_rank(P, num_ranks=R, stage=stage)
+    for stage, label in ((1, "eq-zero-stage1"), (2, "eq-zero-stage2"), (3, "eq-zero-stage3")):
+        assert page[label] == state_bytes_per_rank(P, num_ranks=R, stage=stage)
     for stage in (0, 1, 2):
         assert page["eq-zero-sent"] == sent_bytes_per_rank(P, num_ranks=R, stage=stage)
     assert page["eq-zero-sent3"] == sent_bytes_per_rank(P, num_ranks=R, stage=3)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from formula import expressions
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmbook.config import ModelConfig
@@ -134,6 +135,37 @@ def test_every_card_has_transformers_shapes(name):
     assert ours == expected
 
 
+@pytest.mark.parametrize("name", ["as LLaMA", "grouped, wide heads, tied, all biases"])
+def test_a_file_saved_by_transformers_loads(name, tmp_path):
+    ours, theirs = pair(MODELS[name])
+    theirs.save_pretrained(tmp_path)
+    loaded = load_from_transformers(
+        Decoder(MODELS[name]), load_file(tmp_path / "model.safetensors")
+    )
+    for key, weight in ours.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[key]), key
+
+
+def test_what_no_shape_shows_is_as_released():
+    """Blocks, context, epsilon, theta and stretch: papers' tables and the released config.json."""
+    first, second = (2048, 1e-6, 1e4, 1), (4096, 1e-5, 1e4, 1)
+    third, longer = (8192, 1e-5, 5e5, 1), (131_072, 1e-5, 5e5, 8)
+    released = {
+        "llama-7b": (32, *first), "llama-13b": (40, *first), "llama-33b": (60, *first),
+        "llama-65b": (80, *first), "llama-2-7b": (32, *second), "llama-2-13b": (40, *second),
+        "llama-2-70b": (80, *second), "llama-3-8b": (32, *third), "llama-3-70b": (80, *third),
+        "llama-3.1-8b": (32, *longer), "llama-3.1-70b": (80, *longer),
+        "llama-3.1-405b": (126, *longer), "llama-3.2-1b": (16, *longer[:3], 32),
+        "llama-3.2-3b": (28, *longer[:3], 32),
+    }  # fmt: skip
+    found = {
+        name: (c.num_layers, c.max_seq_len, c.norm_epsilon, c.rope_theta, c.rope_factor)
+        for name, card in cards().items()
+        if card.family == "LLaMA" and (c := card.config)
+    }
+    assert found == released
+
+
 def test_widths_of_all_releases():
     """`multiple_of` and `ffn_dim_multiplier` as the releases have them, F as the cards do."""
     plain = "llama-7b llama-13b llama-33b llama-65b llama-2-7b llama-2-13b llama-3.2-3b"
@@ -157,6 +189,7 @@ def test_the_width_of_the_page_is_the_function_before_rounding():
         expected = eval(page["eq-swiglu-width"], {"D": D, "floor": math.floor})
         assert feed_forward_width(D, multiple_of=1) == expected
         assert feed_forward_width(D) == 256 * math.ceil(expected / 256)
+    assert feed_forward_width(64, multiple_of=1, multiplier=1.5) == 255  # 1.5 x 170, not 170.67
 
 
 def test_weights_of_another_model_are_refused():
@@ -165,6 +198,9 @@ def test_weights_of_another_model_are_refused():
     state = theirs.state_dict()
     with pytest.raises(ValueError, match="stand in one of the two models alone"):
         load_from_transformers(ours, state | {"model.layers.2.mlp.up_proj.weight": torch.zeros(1)})
+    tied = Decoder(config.but(tie_embeddings=True))
+    with pytest.raises(ValueError, match=r"weights lm_head\.weight stand in one"):
+        load_from_transformers(tied, state)
     state.pop("lm_head.weight")
     with pytest.raises(ValueError, match=r"weights lm_head\.weight stand in one"):
         load_from_transformers(ours, state)

@@ -31,7 +31,9 @@ class Module:
         return sum(prod(shape) for shape in self.weights)
 
 
-def linear(name: str, part: Part, inputs: int, outputs: int, *, bias: bool, copies: int = 1) -> Module:
+def linear(
+    name: str, part: Part, inputs: int, outputs: int, *, bias: bool, copies: int = 1
+) -> Module:
     """A linear layer: a matrix of shape (outputs, inputs), and a bias of length outputs.
 
     >>> linear("layers.*.mlp.up", "feed_forward", 768, 3072, bias=True).parameters
@@ -54,7 +56,9 @@ def embedding_modules(config: ModelConfig) -> list[Module]:
     if W != D:
         found.append(linear("project_in", "projection", W, D, bias=False))
     if config.positions == "learned":
-        found.append(Module("positions", "embedding", ((config.max_seq_len + config.position_offset, D),)))
+        found.append(
+            Module("positions", "embedding", ((config.max_seq_len + config.position_offset, D),))
+        )
     if config.embedding_norm:
         found.append(norm("embedding_norm", config))
     return found
@@ -64,9 +68,9 @@ def block_modules(config: ModelConfig) -> list[Module]:
     """The modules of one block, each with as many copies as the model has layers."""
     D, F, L = config.hidden_size, config.intermediate_size, config.num_layers
     query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    qkv_bias, out_bias, mlp_bias = config.attention_bias, config.attention_output_bias, config.mlp_bias
-    gate = [linear("layers.*.mlp.gate", "feed_forward", D, F, bias=mlp_bias, copies=L)] if config.gated else []
-    sandwich = config.norm_placement == "sandwich"
+    qkv_bias, out_bias = config.attention_bias, config.attention_output_bias
+    widening = ["gate", "up"] if config.gated else ["up"]  # from D to F
+    sandwich = config.norm_placement == "sandwich"  # two more norms, each after its layer
     attention_after = [norm("layers.*.attention_output_norm", config, copies=L)] if sandwich else []
     mlp_after = [norm("layers.*.mlp_output_norm", config, copies=L)] if sandwich else []
     return [
@@ -77,9 +81,11 @@ def block_modules(config: ModelConfig) -> list[Module]:
         linear("layers.*.attention.output", "attention", query, D, bias=out_bias, copies=L),
         *attention_after,
         norm("layers.*.mlp_norm", config, copies=L),
-        *gate,
-        linear("layers.*.mlp.up", "feed_forward", D, F, bias=mlp_bias, copies=L),
-        linear("layers.*.mlp.down", "feed_forward", F, D, bias=mlp_bias, copies=L),
+        *(
+            linear(f"layers.*.mlp.{name}", "feed_forward", D, F, bias=config.mlp_bias, copies=L)
+            for name in widening
+        ),
+        linear("layers.*.mlp.down", "feed_forward", F, D, bias=config.mlp_bias, copies=L),
         *mlp_after,
     ]
 

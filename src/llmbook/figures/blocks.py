@@ -11,7 +11,7 @@ from llmbook.figures.style import axes, colour, house
 
 
 def matrices(
-    rows: Sequence[tuple[str, Sequence[tuple[str, int, int, str]]]], *, gap: float = 0.12
+    rows: Sequence[tuple[str, Sequence[tuple[str, int, int, str]]]], *, gap: float = 0.06
 ) -> Axes:
     """Rows of rectangles, each as high and wide as its matrix, in one scale for the whole drawing.
 
@@ -39,7 +39,7 @@ def matrices(
                     ha="center",
                     va="center",
                     color="white",
-                    fontsize=8.5,
+                    fontsize=8,
                 )
                 left += w + space
             top += height + 2.2 * space

@@ -53,8 +53,8 @@ class RelativePositions(nn.Module):
         N, H = config.num_heads, config.head_dim
         self.hidden_size = config.hidden_size
         self.distance_key = nn.Linear(config.hidden_size, N * H, bias=False)
-        self.u = nn.Parameter(torch.zeros(N, 1, H))
-        self.v = nn.Parameter(torch.zeros(N, 1, H))
+        self.content_bias = nn.Parameter(torch.zeros(N, 1, H))  # u
+        self.position_bias = nn.Parameter(torch.zeros(N, 1, H))  # v
 
     def forward(
         self, query: Float[Tensor, "B N T H"], *, num_keys: int
@@ -66,10 +66,12 @@ class RelativePositions(nn.Module):
         B, N, T, H = query.shape
         table = sinusoidal_positions(num_keys, hidden_size=self.hidden_size).to(query)  # S D
         keys = self.distance_key(table).unflatten(-1, (N, H)).transpose(0, 1)  # N S H
-        by_distance = (query + self.v) @ keys.mT  # B N T S, last dim: distances 0 ... S - 1
+        by_distance = (
+            query + self.position_bias
+        ) @ keys.mT  # B N T S, last dim: distances 0 ... S - 1
         index = distances(num_keys, num_queries=T).clamp(min=0).to(query.device)  # T S
         bias = by_distance.gather(-1, index.expand(B, N, T, num_keys))
-        return query + self.u, bias * H**-0.5
+        return query + self.content_bias, bias * H**-0.5
 
 
 def distances(num_keys: int, *, num_queries: int) -> Int[Tensor, "T S"]:
@@ -178,8 +180,14 @@ def yarn_magnitude(factor: float) -> float:
 
 
 def configured_frequencies(config: ModelConfig) -> Float[Tensor, " half"]:
-    """The rotary frequencies that a configuration asks for, stretched or not."""
+    """The rotary frequencies that a configuration asks for, stretched or not.
+
+    Raises:
+        ValueError: if `rope_factor` is below 1.
+    """
     H, theta, factor = config.head_dim, config.rope_theta, config.rope_factor
+    if factor < 1:
+        raise ValueError(f"rope_factor {factor} is below 1: a context is stretched, not shrunk")
     trained, trained_len = rope_frequencies(H, theta=theta), config.rope_trained_len
     if config.rope_scaling == "linear":  # position interpolation (chen2023extending)
         return trained / factor

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from llmbook.config import ModelConfig
@@ -66,12 +67,14 @@ def load_from_transformers(decoder: Decoder, state: Mapping[str, Tensor]) -> Dec
     """Copy the weights of a `LlamaForCausalLM` into the decoder, in place, and return it.
 
     Raises:
-        ValueError: if either has a weight that the other lacks.
+        ValueError: if either has a weight that the other lacks; a tied decoder has no place for a
+        head that differs from the table.
     """
     wanted = {name: transformers_name(name) for name in decoder.state_dict()}
     spare = set(state) ^ set(wanted.values())
-    if decoder.config.tie_embeddings:
-        spare -= {"lm_head.weight"}  # stands in the file as the table's second name
+    head, table = "lm_head.weight", "model.embed_tokens.weight"
+    if decoder.config.tie_embeddings and spare == {head} and torch.equal(state[head], state[table]):
+        spare = set()  # a tied file may hold the table under its second name too
     if spare:
         raise ValueError(f"weights {', '.join(sorted(spare))} stand in one of the two models alone")
     decoder.load_state_dict({ours: state[theirs] for ours, theirs in wanted.items()})
