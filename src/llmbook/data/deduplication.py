@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import combinations
-from math import comb, log, log1p
+from math import log, log1p
 from typing import TypeVar
 
 import numpy as np
@@ -47,22 +47,9 @@ def first_occurrences(texts: Iterable[str]) -> list[int]:
     """
     seen: dict[bytes, int] = {}
     for position, text in enumerate(texts):
-        seen.setdefault(
-            hashlib.blake2b(normalized(text).encode(), digest_size=16).digest(), position
-        )
+        digest = hashlib.blake2b(normalized(text).encode(), digest_size=16).digest()
+        seen.setdefault(digest, position)
     return list(seen.values())
-
-
-def without_repeats(texts: Sequence[str], *, separator: str = "\n\n") -> list[str]:
-    r"""The texts without the paragraphs that occurred before in any; lines, with another separator.
-
-    >>> without_repeats(["Home\nNews of today", "Home\nNews of old"], separator="\n")
-    ['Home\nNews of today', 'News of old']
-    """
-    parts = [text.split(separator) for text in texts]
-    first = set(first_occurrences(part for text in parts for part in text))
-    positions = iter(range(sum(map(len, parts))))
-    return [separator.join([part for part in text if next(positions) in first]) for text in parts]
 
 
 def shingles(text: str, *, num_words: int = 5) -> set[str]:
@@ -186,7 +173,8 @@ def estimated_jaccard(a: Hashes, b: Hashes) -> float:
 def candidate_pairs(of: Hashes, *, num_bands: int, rows_per_band: int) -> set[Pair]:
     """Pairs of documents whose signatures (rows of `of`) agree in all rows of one band or more.
 
-    Work grows with the documents and with the pairs that share a bucket, not with all pairs.
+    Work grows with the documents and with the pairs that share a bucket, not with all pairs; but
+    n documents in one bucket are n (n - 1) / 2 pairs.
 
     Raises:
         ValueError: if there are fewer hashes than the bands take.
@@ -205,15 +193,6 @@ def candidate_pairs(of: Hashes, *, num_bands: int, rows_per_band: int) -> set[Pa
     return pairs
 
 
-def comparisons_avoided(num_candidates: int, *, num_documents: int) -> float:
-    """The share of all n (n - 1) / 2 pairs that need no comparison.
-
-    >>> round(comparisons_avoided(100, num_documents=1000), 5)
-    0.9998
-    """
-    return 1 - num_candidates / comb(num_documents, 2)
-
-
 def candidate_probability(similarity: Numbers, *, num_bands: int, rows_per_band: int) -> Numbers:
     """The S-curve P(s) = 1 - (1 - s^r)^b: how probably a pair of similarity s becomes a candidate.
 
@@ -226,24 +205,22 @@ def candidate_probability(similarity: Numbers, *, num_bands: int, rows_per_band:
     return 1 - (1 - similarity**rows_per_band) ** num_bands
 
 
-def rule_of_thumb_threshold(*, num_bands: int, rows_per_band: int) -> float:
-    """(1 / b)^(1 / r), where the curve is about steepest (leskovec2020mining, 3.4.2).
+def similarity_found_with(probability: float, *, num_bands: float, rows_per_band: float) -> float:
+    """(1 - (1 - P)^(1/b))^(1/r), the S-curve solved for the similarity.
 
-    The curve stands near 1 - 1/e there, not at one half.
-
-    >>> round(rule_of_thumb_threshold(num_bands=450, rows_per_band=20), 3)
-    0.737
+    >>> [round(similarity_found_with(p, num_bands=14, rows_per_band=8), 2) for p in (0.1, 0.9)]
+    [0.54, 0.79]
     """
-    return float((1 / num_bands) ** (1 / rows_per_band))
+    return float((1 - (1 - probability) ** (1 / num_bands)) ** (1 / rows_per_band))
 
 
 def even_odds_similarity(*, num_bands: int, rows_per_band: int) -> float:
-    """(1 - 2^(-1/b))^(1/r), the S-curve solved for P = 1/2: half of such pairs become candidates.
+    """(1 - 2^(-1/b))^(1/r): half of the pairs of this similarity become candidates.
 
     >>> round(even_odds_similarity(num_bands=450, rows_per_band=20), 3)
     0.723
     """
-    return float((1 - 0.5 ** (1 / num_bands)) ** (1 / rows_per_band))
+    return similarity_found_with(0.5, num_bands=num_bands, rows_per_band=rows_per_band)
 
 
 def hashes_needed(similarity: float, *, rows_per_band: int) -> float:
@@ -358,12 +335,9 @@ def edited_copy(
         raise ValueError(
             f"text has {len(words)} words, fewer than 2 x num_words - 1 = {2 * num_words - 1}"
         )
-    places = np.arange(
-        num_words - 1, len(words) - num_words + 1, num_words
-    )  # each in num_words shingles
-    num_edits = round(
-        (len(words) - num_words + 1) / num_words * (1 - similarity) / (1 + similarity)
-    )
+    num_shingles = len(words) - num_words + 1
+    places = np.arange(num_words - 1, num_shingles, num_words)  # each in num_words shingles
+    num_edits = round(num_shingles / num_words * (1 - similarity) / (1 + similarity))
     for place in generator.choice(places, min(num_edits, len(places)), replace=False):
         words[place] = f"edit{generator.integers(2**32):08x}"
     return " ".join(words)
@@ -404,14 +378,10 @@ def planted(
     num_words: int = 5,
 ) -> tuple[list[str], set[Pair]]:
     """The texts with edited copies of some of them, one for each similarity, and these pairs."""
-    originals = [
-        int(original) for original in generator.choice(len(texts), len(similarities), replace=False)
-    ]
+    originals = generator.choice(len(texts), len(similarities), replace=False).tolist()
     copies = [
-        edited_copy(
-            texts[original], similarity=similarity, generator=generator, num_words=num_words
-        )
-        for original, similarity in zip(originals, similarities, strict=True)
+        edited_copy(texts[original], similarity=s, generator=generator, num_words=num_words)
+        for original, s in zip(originals, similarities, strict=True)
     ]
     return [*texts, *copies], {(original, len(texts) + i) for i, original in enumerate(originals)}
 
