@@ -28,6 +28,7 @@ from sphinx.util.nodes import make_refnode
 from llmbook.bibliography import BASIS, Entry, entries, folder
 
 REFERENCES = "references"  # the page of the full list
+MOST_NAMES = 10
 FURTHER_LINKS = ("paper", "report", "repository", "blog", "demo")
 SECTIONS = {
     "notes": "Notes",
@@ -61,11 +62,31 @@ def further_links(children: Any, data: dict[str, Any]) -> Text:
     )
 
 
+@node
+def some_names(children: Any, data: dict[str, Any], role: str) -> Text:
+    """The first names of a role; a list longer than the limit ends in its length."""
+    people = data["entry"].persons[role]
+    shown = people if len(people) <= MOST_NAMES + 2 else people[:MOST_NAMES]
+    parts = [data["style"].format_name(one, False).format_data(data) for one in shown]
+    if len(shown) < len(people):
+        return Text(Text(", ").join(parts), f" and {len(people) - len(shown)} others")
+    return (
+        Text(", ").join(parts)
+        if len(parts) < 2
+        else Text(Text(", ").join(parts[:-1]), " and ", parts[-1])
+    )
+
+
 class Style(UnsrtStyle):
     """References with titles as printed, an English rendering in brackets, and all links."""
 
     default_label_style = KeyLabels
     default_sorting_style = "author_year_title"
+
+    def format_names(self, role: str, as_sentence: bool = True) -> Any:
+        """Up to ten names, then how many more: some reports have hundreds of authors."""
+        listed = some_names(role)
+        return sentence[listed] if as_sentence else listed
 
     def format_title(self, e: PybtexEntry, which_field: str, as_sentence: bool = True) -> Any:
         """The title unchanged (no lower-casing: titles are Chinese and English), its rendering in brackets."""

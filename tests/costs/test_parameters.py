@@ -163,6 +163,11 @@ def test_heads_of_gpt_3_are_as_wide_as_table_2_1_prints(size, width):
     assert card(f"gpt-3-{size}").config.head_dim == width
 
 
+def test_heads_of_gpt_2_are_those_of_the_released_hparams():
+    heads = {"gpt-2-small": 12, "gpt-2-medium": 16, "gpt-2-large": 20, "gpt-2-xl": 25}
+    assert {name: card(name).config.num_heads for name in heads} == heads
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_each_bias_adds_one_number_for_each_output(gated):
     bare = ModelConfig(

@@ -205,7 +205,9 @@ def candidate_probability(similarity: Numbers, *, num_bands: int, rows_per_band:
     return 1 - (1 - similarity**rows_per_band) ** num_bands
 
 
-def similarity_found_with(probability: float, *, num_bands: float, rows_per_band: float) -> float:
+def similarity_found_with(
+    probability: float, *, num_bands: float | int, rows_per_band: int
+) -> float:
     """(1 - (1 - P)^(1/b))^(1/r), the S-curve solved for the similarity.
 
     >>> [round(similarity_found_with(p, num_bands=14, rows_per_band=8), 2) for p in (0.1, 0.9)]

@@ -66,9 +66,7 @@ class RelativePositions(nn.Module):
         B, N, T, H = query.shape
         table = sinusoidal_positions(num_keys, hidden_size=self.hidden_size).to(query)  # S D
         keys = self.distance_key(table).unflatten(-1, (N, H)).transpose(0, 1)  # N S H
-        by_distance = (
-            query + self.position_bias
-        ) @ keys.mT  # B N T S, last dim: distances 0 ... S - 1
+        by_distance = (query + self.position_bias) @ keys.mT  # B N T S: distance 0 ... S - 1
         index = distances(num_keys, num_queries=T).clamp(min=0).to(query.device)  # T S
         bias = by_distance.gather(-1, index.expand(B, N, T, num_keys))
         return query + self.content_bias, bias * H**-0.5
