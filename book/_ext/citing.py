@@ -19,7 +19,7 @@ from pybtex.database import Entry as PybtexEntry
 from pybtex.richtext import HRef, Text
 from pybtex.style.formatting.unsrt import Style as UnsrtStyle
 from pybtex.style.labels import BaseLabelStyle
-from pybtex.style.template import field, href, join, node, optional, sentence, words
+from pybtex.style.template import FieldIsMissing, field, href, join, node, optional, sentence, words
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
@@ -65,6 +65,8 @@ def further_links(children: Any, data: dict[str, Any]) -> Text:
 @node
 def some_names(children: Any, data: dict[str, Any], role: str) -> Text:
     """The first names of a role; a list longer than the limit ends in its length."""
+    if role not in data["entry"].persons:
+        raise FieldIsMissing(role, data["entry"])
     people = data["entry"].persons[role]
     shown = people if len(people) <= MOST_NAMES + 2 else people[:MOST_NAMES]
     parts = [data["style"].format_name(one, False).format_data(data) for one in shown]

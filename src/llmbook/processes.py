@@ -385,10 +385,6 @@ class Traffic(TorchDispatchMode):
             self.calls.append(collective(func, args, kwargs or {}, result))
         return result
 
-    def given_bytes(self, kind: str) -> int:
-        """Bytes of the tensors handed over to the collectives of this kind."""
-        return sum(call.given_bytes for call in self.calls if call.kind == kind)
-
 
 def collective(
     operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
