@@ -122,7 +122,7 @@ latex_elements = {
 \setCJKsansfont[ItalicFont={Noto Sans CJK SC}]{Noto Sans CJK SC}
 \setCJKmonofont[ItalicFont={Noto Sans Mono CJK SC}]{Noto Sans Mono CJK SC}
 """,
-    "preamble": (ROOT / "_static" / "preamble.tex").read_text(encoding="utf8"),
+    "preamble": (ROOT / "_ext" / "preamble.tex").read_text(encoding="utf8"),
     "printindex": "",
     "maketitle": r"\sphinxmaketitle",
     "tableofcontents": r"\renewcommand{\contentsname}{Contents}\sphinxtableofcontents",
