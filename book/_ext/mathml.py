@@ -37,7 +37,7 @@ def visit_math(self: Any, node: nodes.math) -> None:
 
 def visit_math_block(self: Any, node: nodes.math_block) -> None:
     """A displayed formula with its number and a permanent link."""
-    self.body.append(self.starttag(node, "div", CLASS="math-block"))
+    self.body.append('<div class="math-block">')  # its target, which stands before it, has the id
     if node.get("number"):
         self.body.append(f'<span class="eqno">({node["number"]})')
         self.add_permalink_ref(node, "Link to this equation")

@@ -41,6 +41,18 @@ class PdfLabels(SphinxPostTransform):
                     )
 
 
+class OneId(SphinxPostTransform):
+    """Take the id that sphinx-exercise gives to the body of every exercise alike."""
+
+    default_priority = 500
+
+    def run(self, **_: Any) -> None:
+        """An id must be unique on its page."""
+        for body in self.document.findall(nodes.section):
+            if "exercise-content" in body["ids"]:
+                body["ids"].remove("exercise-content")
+
+
 def page_of(node: nodes.Element | None) -> str:
     """The page that a node of the assembled book came from."""
     while node is not None and not (isinstance(node, nodes.section) and "docname" in node):
@@ -57,5 +69,6 @@ def use_visitors(app: Sphinx) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the visitors and the transform."""
     app.connect("builder-inited", use_visitors)
+    app.add_post_transform(OneId)
     app.add_post_transform(PdfLabels)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -69,7 +69,9 @@ def test_every_inside_link_leads_to_a_page_and_an_anchor(built):
                 continue
             file, anchor = urldefrag(address)
             target = (page.parent / unquote(file)).resolve() if file else page
-            if not target.exists() or (anchor and target.suffix == ".html" and unquote(anchor) not in read(target).ids):
+            if not target.exists() or (
+                anchor and target.suffix == ".html" and unquote(anchor) not in read(target).ids
+            ):
                 broken.append((page.name, address))
     assert broken == []
 
