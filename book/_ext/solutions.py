@@ -42,15 +42,16 @@ class PdfLabels(SphinxPostTransform):
 
 
 class OneId(SphinxPostTransform):
-    """Take the id that sphinx-exercise gives to the body of every exercise alike."""
+    """Take the ids that sphinx-exercise gives to the bodies of all exercises and solutions alike."""
 
     default_priority = 500
 
     def run(self, **_: Any) -> None:
         """An id must be unique on its page."""
         for body in self.document.findall(nodes.section):
-            if "exercise-content" in body["ids"]:
-                body["ids"].remove("exercise-content")
+            body["ids"] = [
+                i for i in body["ids"] if i not in ("exercise-content", "solution-content")
+            ]
 
 
 def page_of(node: nodes.Element | None) -> str:

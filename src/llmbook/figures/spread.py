@@ -18,6 +18,7 @@ def spread(
     *,
     quantity: str = "measured",
     named_at: int | None = None,
+    offset: tuple[float, float] = (7, -9),
 ) -> None:
     """Draw each measurement as a dot and its range as a thin line, in the quantity's colour.
 
@@ -28,7 +29,8 @@ def spread(
         middles: the mean or median.
         highs: the most.
         quantity: gives the colour, and the name that is written.
-        named_at: the place in `xs` of the dot below which the name is written, if at all.
+        named_at: the place in `xs` of the dot beside which the name is written, if at all.
+        offset: from that dot to the beginning of the name, in points.
     """
     hue = colour(quantity)
     with house():
@@ -36,4 +38,4 @@ def spread(
         ax.plot(xs, middles, "o", color=hue, markersize=5, clip_on=False)
         if named_at is not None:
             place = (xs[named_at], middles[named_at])
-            ax.annotate(quantity, place, xytext=(7, -9), textcoords="offset points", color=hue)
+            ax.annotate(quantity, place, xytext=offset, textcoords="offset points", color=hue)
