@@ -11,7 +11,7 @@ EXPRESSION = re.compile(r"\{eval\}`([^`]+)`")
 
 
 def cells_only(text: str) -> str:
-    r"""The page with every line blank that is neither code nor expression, so that line numbers stay.
+    r"""The page with every line blank that is not code of a cell, so that line numbers stay.
 
     >>> cells_only("# Title\\n```{code-cell} ipython3\\nx = 1\\n```\\nprose")
     '\\n\\nx = 1\\n\\n'
@@ -26,9 +26,9 @@ def cells_only(text: str) -> str:
             options, keep = not options, False
         else:
             keep = inside and not options and not line.startswith(":")
-        expressions = [] if inside else EXPRESSION.findall(line)  # prose uses what cells import
-        kept.append(line if keep else "; ".join(expressions))
-    return "\n".join(kept)
+        kept.append(line if keep else "")
+    used = [f"print({expression})" for expression in EXPRESSION.findall(text)]  # what prose uses
+    return "\n".join([*kept, *used])
 
 
 def main(book: Path, target: Path) -> None:
