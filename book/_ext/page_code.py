@@ -6,15 +6,14 @@ import re
 import sys
 from pathlib import Path
 
-
 EXPRESSION = re.compile(r"\{eval\}`([^`]+)`")
 
 
 def cells_only(text: str) -> str:
     r"""The page with every line blank that is not code of a cell, so that line numbers stay.
 
-    >>> cells_only("# Title\\n```{code-cell} ipython3\\nx = 1\\n```\\nprose")
-    '\\n\\nx = 1\\n\\n'
+    >>> cells_only("# Title\n```{code-cell} ipython3\nx = 1\n```\nprose")
+    '\n\nx = 1\n\n'
     """
     kept, inside, options = [], False, False
     for line in text.split("\n"):
@@ -28,7 +27,7 @@ def cells_only(text: str) -> str:
             keep = inside and not options and not line.startswith(":")
         kept.append(line if keep else "")
     used = [f"print({expression})" for expression in EXPRESSION.findall(text)]  # what prose uses
-    return "\n".join([*kept, *used])
+    return "\n".join([*kept, *used, ""] if used else kept)
 
 
 def main(book: Path, target: Path) -> None:
