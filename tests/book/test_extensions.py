@@ -77,3 +77,11 @@ def test_rows_of_a_page_are_forgotten_and_merged():
     assert rows_of(mine, "check") == [{"type": "check", "page": "b"}]
     purge(None, mine, "b")
     assert rows_of(mine, "check") == []
+
+
+@pytest.mark.parametrize("file", sorted(EXTENSIONS.glob("*.py")), ids=lambda file: file.stem)
+def test_examples_in_docstrings_hold(file):
+    import doctest
+    import importlib
+
+    assert doctest.testmod(importlib.import_module(file.stem)).failed == 0
