@@ -195,6 +195,7 @@ def epub(session: nox.Session) -> None:
     """Write build/epub/llmbook.epub."""
     started = time.monotonic()
     execute(session)
+    shutil.rmtree(BUILD / "epub", ignore_errors=True)  # it packs whatever lies there
     render(session, "epub")
     report(started, BUILD / "epub" / "llmbook.epub")
 

@@ -17,7 +17,7 @@ OVERFULL = re.compile(r"Overfull \\hbox \(([\d.]+)pt too wide\)(.*)")
 def faults(log: str) -> list[str]:
     r"""Every fault of the log, one line each.
 
-    >>> faults("Overfull \\\\hbox (4.9pt too wide) in paragraph\\nOverfull \\\\hbox (5.2pt too wide) at lines 1--2")
+    >>> faults("Overfull \\hbox (4.9pt too wide) in paragraph\nOverfull \\hbox (5.2pt too wide) at lines 1--2")
     ['overfull box: 5.2 pt at lines 1--2']
     """
     found = [f"{name}: {match[0]}" for name, rule in FAULTS.items() for match in rule.finditer(log)]

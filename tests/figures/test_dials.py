@@ -37,5 +37,10 @@ def test_only_a_hand_past_its_arc_is_marked_and_none_on_a_full_dial():
     assert colours == [COLOURS["ours"], COLOURS["limit"], COLOURS["ours"]]
 
 
+def test_a_hand_that_came_round_into_its_arc_is_not_marked():
+    assert drawn((1.0, 2 * math.pi + 0.5)).lines[0].get_color() == COLOURS["ours"]
+    assert drawn((1.0, 2 * math.pi + 1.5)).lines[0].get_color() == COLOURS["limit"]
+
+
 def test_marks_do_not_rest_on_colour_alone():
     assert [line.get_linestyle() for line in drawn((1.0, 0.9), (1.0, 1.1)).lines] == ["-", "--"]

@@ -36,7 +36,7 @@ def dials(
             y = -row * step
             ax.text(-1.4, y, label, ha="right", va="center", fontsize=9)
             for column, (been, points) in enumerate(angles):
-                x, outside = column * step, been < min(points, TURN)
+                x, outside = column * step, been < points % TURN
                 arc = Wedge((x, y), 1, 90 - math.degrees(min(been, TURN)), 90)
                 arc.set(facecolor=colour("gradients"), alpha=0.45, edgecolor="none")
                 ax.add_patch(arc)
