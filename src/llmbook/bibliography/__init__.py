@@ -88,7 +88,7 @@ def folder() -> Path:
 def plain(latex: str) -> str:
     r"""A field's text without LaTeX's escapes.
 
-    >>> plain(r"100\\% of {GPT}-3")
+    >>> plain(r"100\% of {GPT}-3")
     '100% of GPT-3'
     """
     if not set(latex) & set("\\{}~$"):
