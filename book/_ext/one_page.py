@@ -27,6 +27,7 @@ def main(cache: Path, target: Path, pages: list[str]) -> int:
         "html",
         confoverrides=settings,
         status=None,
+        freshenv=True,
     )
     app.build()
     return app.statuscode
