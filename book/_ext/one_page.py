@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def main(cache: Path, target: Path, pages: list[str]) -> int:
     """Render the pages alone, with doctrees of their own; only they are read."""
     settings = {
-        "include_patterns": [f"{page}.md" for page in pages],
+        "include_patterns": [
+            *(f"{page}.md" for page in pages),
+            "references.md",
+        ],  # citations lead there
         "root_doc": pages[0],
         "nb_execution_cache_path": str(cache),
         "suppress_warnings": ["toc", "ref", "myst.xref_missing"],
