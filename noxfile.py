@@ -248,17 +248,12 @@ def numbers(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["tests_env"])
 def tests(session: nox.Session) -> None:
-    """Run the tests, doctests included, on all cores."""
-    workers = ["-n", str(min(4, os.cpu_count() or 2))]
-    run(
-        session,
-        "tests_env",
-        "-m",
-        "pytest",
-        *workers,
-        *session.posargs,
-        env={"OMP_NUM_THREADS": "1"},
-    )
+    """Run the tests, doctests included, on all cores; then the execution stage's own suite."""
+    pytest = ["-m", "pytest", "-n", str(min(4, os.cpu_count() or 2))]
+    environment = {"OMP_NUM_THREADS": "1", **EXTENSIONS}
+    run(session, "tests_env", *pytest, *session.posargs, env=environment)
+    if not session.posargs:  # the stage knows nothing of this book
+        run(session, "tests_env", *pytest, "book/_ext/execution/tests", env=environment)
 
 
 @nox.session(venv_backend="none", requires=["tests_env"], default=False)
