@@ -33,6 +33,7 @@ PRELOADED = ",".join(  # what pages share: imported once, no operator run
         "matplotlib.pyplot",
     )
 )
+SHARED = ("--locks", str(LOCKS), "--preload", PRELOADED)  # of every run of the execution stage
 TEX_PACKAGES = """nox -s pdf needs XeLaTeX, latexmk and fonts.
 Debian, Ubuntu: apt install texlive-xetex texlive-latex-recommended texlive-latex-extra \
 texlive-fonts-recommended texlive-lang-chinese latexmk fonts-freefont-otf lmodern tex-gyre fonts-texgyre \
@@ -92,28 +93,36 @@ def execute(session: nox.Session) -> list[str]:
     pages = named_pages(session)
     options = [word for word in session.posargs if word[:1] == "-"]
     stage = ["-m", "execution", "book", "--cache", CACHE, "--jobs", str(os.cpu_count() or 2)]
-    run(
-        session,
-        "book",
-        *stage,
-        "--locks",
-        LOCKS,
-        "--preload",
-        PRELOADED,
-        *options,
-        *pages,
-        env=EXTENSIONS,
-    )
+    run(session, "book", *stage, *SHARED, *options, *pages, env=EXTENSIONS)
     return pages
+
+
+def fingerprint(*folders: Path) -> str:
+    """Hash of the names and contents of all files in some folders, Python's bytecode left out."""
+    found = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(folder.glob("**/*") if folder.is_dir() else [folder]):
+            if file.is_file() and "__pycache__" not in file.parts:
+                content = hashlib.sha256(file.read_bytes()).hexdigest()
+                found.update(f"{file.relative_to(ROOT)}\0{content}\0".encode())
+    return found.hexdigest()
+
+
+def written(folder: Path) -> str:
+    """Hash of the names, sizes and times of what was written into a folder."""
+    files = [file for file in sorted(folder.glob("**/*")) if file.is_file()]
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def forget_if_changed() -> None:
     """Drop what Sphinx remembers of the pages if an extension changed: it does not look at their source."""
-    files = sorted(
-        [*(ROOT / "book" / "_ext").glob("*.py"), *(ROOT / "src/llmbook/published").glob("*.py")]
-    )
-    state = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    stamp = DOCTREES / "extensions.sha256"
+    code = [
+        ROOT / "book" / "_ext",
+        ROOT / "src/llmbook/published",
+        ROOT / "src/llmbook/bibliography",
+    ]
+    state, stamp = fingerprint(*code), DOCTREES / "extensions.sha256"
     if not stamp.exists() or stamp.read_text() != state:
         shutil.rmtree(DOCTREES, ignore_errors=True)
         DOCTREES.mkdir(parents=True)
@@ -121,7 +130,15 @@ def forget_if_changed() -> None:
 
 
 def render(session: nox.Session, builder: str, *options: str) -> None:
-    """Write the book in one format from the outputs in the cache: no cell runs, a warning is an error."""
+    """Write the book in one format from the outputs in the cache: no cell runs, a warning is an error.
+
+    Where nothing that Sphinx reads has changed since it last succeeded, and what it wrote lies as it left it, Sphinx
+    does not start. Where it failed, the next run reads every page anew: a page that was read is not warned of again.
+    """
+    read = [ROOT / "book", ROOT / "src", ROOT / "bibliography", CACHE / "pages", LOCKS, PROJECT]
+    state, stamp = fingerprint(*read), DOCTREES / f"{builder}.sha256"
+    if stamp.exists() and stamp.read_text() == state + written(BUILD / builder):
+        return
     forget_if_changed()
     strict = ("-W", "-n", "--keep-going", "-q")
     command = [
@@ -136,7 +153,20 @@ def render(session: nox.Session, builder: str, *options: str) -> None:
         "book",
         BUILD / builder,
     ]
-    run(session, "book", *command, env=EXTENSIONS)
+    try:
+        run(session, "book", *command, env=EXTENSIONS)
+    except BaseException:
+        (DOCTREES / "extensions.sha256").unlink(missing_ok=True)
+        raise
+    stamp.write_text(state + written(BUILD / builder))
+
+
+def say_what_moved(session: nox.Session) -> None:
+    """One line on executed pages that no longer print what book/printed says."""
+    pages = json.loads((CACHE / "summary.json").read_text(encoding="utf8"))["per_page"]
+    executed = [name for name, page in pages.items() if page["executed"]]
+    if executed:
+        run(session, "book", "book/_ext/verify.py", "outdated", CACHE, *executed, env=EXTENSIONS)
 
 
 def report(started: float, product: Path) -> None:
@@ -161,6 +191,7 @@ def build(session: nox.Session) -> None:
         report(started, BUILD / "page" / f"{pages[0]}.html")
     else:
         render(session, "html")
+        say_what_moved(session)
         report(started, BUILD / "html" / "index.html")
 
 
@@ -244,6 +275,51 @@ def ledger(session: nox.Session) -> None:
 def numbers(session: nox.Session) -> None:
     """Report numbers in prose that are neither computed nor cited."""
     session.run(sys.executable, "book/_ext/retyped.py", "book", external=True)
+
+
+@nox.session(venv_backend="none", requires=["book"], default=False)
+def reproduce(session: nox.Session) -> None:
+    """Build twice from nothing, one page and four at a time, and compare the HTML; `-- PAGE` for some pages."""
+    pages = named_pages(session)
+    run(session, "book", "book/_ext/reproduce.py", *SHARED, "--", *pages, env=EXTENSIONS)
+
+
+@nox.session(venv_backend="none", requires=["book"], default=False)
+def printed(session: nox.Session) -> None:
+    """Store in book/printed what the pages of the last build print; `-- PAGE` for some pages."""
+    run(session, "book", "book/_ext/verify.py", "store", CACHE, *named_pages(session))
+
+
+@nox.session(venv_backend="none", requires=["book"], default=False)
+def verify(session: nox.Session) -> None:
+    """Run `-- PAGE` on this machine and compare with what the book prints: equal, within or differs."""
+    pages = named_pages(session)
+    if not pages:
+        session.error("nox -s verify -- PAGE needs the name of a page, as in training/zero")
+    run(session, "book", "book/_ext/verify.py", "verify", *SHARED, "--", *pages, env=EXTENSIONS)
+
+
+@nox.session(reuse_venv=False, default=False)
+def newest(session: nox.Session) -> None:
+    """Build with the newest permitted versions instead of the locked ones; say what moved and what breaks."""
+    session.install("--editable", ".[book]")
+    jobs = ("--jobs", str(os.cpu_count() or 2), "--preload", PRELOADED)
+    session.run("python", "book/_ext/newest.py", *jobs, env=EXTENSIONS)
+
+
+@nox.session(venv_backend="none", requires=["book"], default=False)
+def bench(session: nox.Session) -> None:
+    """Measure ours against peers, store it for the performance page; `--quick`: one round; a row's name: it alone."""
+    environment = {**EXTENSIONS, "BENCH_STAGE": " ".join(SHARED), "BENCH_NOX": sys.executable}
+    run(session, "book", "book/_ext/bench.py", *session.posargs, env=environment)
+
+
+@nox.session(venv_backend="none", requires=["book"], default=False)
+def digits(session: nox.Session) -> None:
+    """Name printed digits that change with the instruction set or two threads; `-- PAGE` for some pages."""
+    jobs = ("--jobs", str(os.cpu_count() or 2))
+    pages = named_pages(session)
+    run(session, "book", "book/_ext/digits.py", *jobs, *SHARED, "--", *pages, env=EXTENSIONS)
 
 
 @nox.session(venv_backend="none", requires=["tests_env"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmbook.config import ModelConfig
+from llmbook.config import ModelConfig, differences
 
 SIZES = {"vocab_size": 16, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "max_seq_len": 8}
 
@@ -26,8 +26,60 @@ def test_derived_widths_are_the_classic_ones():
         ({"num_layers": 0}, "num_layers 0 is not positive"),
         ({"intermediate_size": -1}, "intermediate_size -1 is negative"),
         ({"positions": "rotary", "num_heads": 4}, "head_dim 3 is odd: rotary positions turn pairs"),
+        ({"positions": "polar"}, "positions 'polar' is none of learned, rotary, alibi"),
+        ({"norm": "batch_norm"}, "norm 'batch_norm' is none of layer_norm, rms_norm"),
+        ({"norm_placement": "off"}, "norm_placement 'off' is none of pre, post, sandwich"),
+        ({"activation": "swish"}, "activation 'swish' is none of gelu, gelu_tanh, relu, silu"),
+        (
+            {"rope_scaling": "dynamic"},
+            "rope_scaling 'dynamic' is none of llama3, linear, ntk, yarn",
+        ),
+        (
+            {"block": "serial"},
+            "block 'serial' is none of sequential, parallel, parallel_shared_norm",
+        ),
+        (
+            {"block": "parallel", "norm_placement": "post"},
+            "block 'parallel' contradicts norm_placement 'post': its norms stand before",
+        ),
+        ({"rotary_fraction": 0.5}, "rotary_fraction 0.5 contradicts positions 'learned'"),
+        (
+            {"positions": "rotary", "rotary_fraction": 0.0},
+            "rotary_fraction 0.0 is not a share of a head: above 0, at most 1",
+        ),
+        (
+            {"positions": "rotary", "rotary_fraction": 0.8},
+            "rotary_fraction 0.8 of head_dim 4 is 3 numbers: rotary positions turn pairs",
+        ),
+        (
+            {"positions": "rotary", "rotary_fraction": 0.1},
+            "rotary_fraction 0.1 of head_dim 4 is 0 numbers: rotary positions turn pairs",
+        ),
+        ({"alibi_scale": 0.5}, "alibi_scale 0.5 contradicts positions 'learned'"),
+        (
+            {"positions": "alibi", "position_offset": 2},
+            "position_offset 2 contradicts positions 'alibi'",
+        ),
+        ({"position_offset": -1}, "position_offset -1 is negative"),
+        ({"sliding_window": -1}, "sliding_window -1 is negative"),
+        ({"num_experts": -1}, "num_experts -1 is negative"),
+        ({"num_experts": 4}, "experts_per_token 0 is not between 1 and num_experts 4"),
+        (
+            {"num_experts": 4, "experts_per_token": 5},
+            "experts_per_token 5 is not between 1 and num_experts 4",
+        ),
+        ({"experts_per_token": 2}, "experts_per_token 2 contradicts num_experts 0"),
     ],
 )
 def test_an_impossible_config_is_refused_in_one_sentence(changes, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         ModelConfig(**(SIZES | changes))
+
+
+def test_differences_are_what_turns_one_configuration_into_the_other():
+    one = ModelConfig(**SIZES)
+    other = one.but(name="other", num_layers=3, block="parallel", norm_epsilon=1e-6)
+    found = differences(one, other)
+    assert set(found) == {"num_layers", "block", "norm_epsilon"}
+    assert one.but(name="other", **{field: new for field, (_, new) in found.items()}) == other
+    assert differences(one, one.but(name="another name")) == {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pybtex.plugin
+from bibtex_once import FormatsOnce
 from docutils import nodes
 from ledger import rows_of
 from pybtex.database import Entry as PybtexEntry
@@ -79,7 +80,7 @@ def some_names(children: Any, data: dict[str, Any], role: str) -> Text:
     )
 
 
-class Style(UnsrtStyle):
+class Style(FormatsOnce, UnsrtStyle):
     """References with titles as printed, an English rendering in brackets, and all links."""
 
     default_label_style = KeyLabels
@@ -324,6 +325,7 @@ def offer_files(app: Sphinx, failure: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the style, connect the rest."""
     pybtex.plugin.register_plugin("pybtex.style.formatting", "llmbook", Style)
+    app.setup_extension("bibtex_once")
     app.add_post_transform(ReferenceDetails)
     app.add_directive("chapter-references", ChapterReferences)
     app.add_directive("collection", Collection)

@@ -19,7 +19,6 @@ from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.directives.patches import MathDirective
-from sympy import Symbol, latex, parse_expr
 
 FENCE = re.compile(r"^(`{3,}|:{3,})\{formula\}\s+(\S+)\n(.*?)^\1\s*$", re.M | re.S)
 NAME = re.compile(r"\b[A-Za-z_]\w*\b")
@@ -28,12 +27,16 @@ FUNCTIONS = {"ceil", "floor", "sqrt", "exp", "log", "max", "min"}
 
 def parsed(side: str) -> Any:
     """A side of an equation as a sympy expression, nothing simplified."""
+    from sympy import Symbol, parse_expr  # 0.3 s, for pages that are read
+
     symbols = {name: Symbol(name) for name in NAME.findall(side) if name not in FUNCTIONS}
     return parse_expr(side.replace("ceil(", "ceiling("), local_dict=symbols, evaluate=False)
 
 
 def typeset(equation: str) -> str:
     """LaTeX of `left = right`, in the order in which it was written."""
+    from sympy import latex
+
     left, right = equation.split("=", 1)
     return f"{latex(parsed(left.strip()))} = {latex(parsed(right.strip()), order='none')}"
 

@@ -103,15 +103,6 @@ def merge(
     mine.update({name: theirs[name] for name in docnames if name in theirs})
 
 
-def drawn_anew(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """The pages that show rows of other pages: rewritten in every build."""
-    return [
-        page
-        for page in ("index", "ledger", "collection", "wrong_numbers")
-        if page in env.found_docs
-    ]
-
-
 def consistent(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn (so fail) on a key that is not in the bibliography and on a number that nobody checks or excuses."""
     known = {citation.key for citation in env.get_domain("cite").citations}  # type: ignore[attr-defined]
@@ -281,7 +272,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("misprints", Misprints)
     app.connect("env-purge-doc", purge)
     app.connect("env-merge-info", merge)
-    app.connect("env-updated", drawn_anew)
     app.connect("env-check-consistency", consistent)
     app.connect("doctree-resolved", fill)
     app.connect("build-finished", write)

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import freshness
 import yaml
 from docutils import nodes
 from plan import plan
@@ -54,39 +55,39 @@ def chapter_pages(book: Path) -> dict[str, str]:
     return found
 
 
-class PageTable(SphinxDirective):
-    """Every finished page with its reading time and the seconds its cells take."""
+def page_table(book: Path) -> str:
+    """Every finished page with its reading time and the number of its cells, as a table in MyST."""
+    lines = ["| page | minutes to read | cells |", "|---|---:|---:|"]
+    for stem, text in chapter_pages(book).items():
+        lines.append(f"| {{page}}`{stem}` | {minutes(text)} | {len(CODE.findall(text))} |")
+    return "\n".join(lines)
+
+
+def finder(book: Path) -> str:
+    """Every technique of the book in alphabetical order, those of pages to come too, as a table in MyST."""
+    found: dict[str, tuple[str, str]] = {}
+    for stem, text in chapter_pages(book).items():
+        for name, gain in front_matter(text).get("techniques", {}).items():
+            found[name] = (stem, gain)
+    for stem, page in plan(book).items():
+        for name in page.get("techniques", ()):
+            found.setdefault(name, (stem, ""))
+    lines = ["| technique | what it gains | page |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {gain} | {{page}}`{stem}` |"
+        for name, (stem, gain) in sorted(found.items(), key=lambda item: item[0].casefold())
+    ]
+    return "\n".join(lines)
+
+
+class Drawn(SphinxDirective):
+    """A table drawn from all pages: the page that shows it is read again when the table changes."""
 
     def run(self) -> list[nodes.Node]:
-        """A table in MyST."""
-        book = Path(self.env.srcdir)
-        self.env.note_reread()
-        lines = ["| page | minutes to read | cells |", "|---|---:|---:|"]
-        for stem, text in chapter_pages(book).items():
-            lines.append(f"| {{page}}`{stem}` | {minutes(text)} | {len(CODE.findall(text))} |")
-        return self.parse_text_to_nodes("\n".join(lines))
-
-
-class Finder(SphinxDirective):
-    """Every technique of the book in alphabetical order, with its page and what it gains."""
-
-    def run(self) -> list[nodes.Node]:
-        """A table in MyST; techniques of pages to come stand in it too, marked so."""
-        book = Path(self.env.srcdir)
-        self.env.note_reread()
-        found: dict[str, tuple[str, str]] = {}
-        for stem, text in chapter_pages(book).items():
-            for name, gain in front_matter(text).get("techniques", {}).items():
-                found[name] = (stem, gain)
-        for stem, page in plan(book).items():
-            for name in page.get("techniques", ()):
-                found.setdefault(name, (stem, ""))
-        lines = ["| technique | what it gains | page |", "|---|---|---|"]
-        lines += [
-            f"| {name} | {gain} | {{page}}`{stem}` |"
-            for name, (stem, gain) in sorted(found.items(), key=lambda item: item[0].casefold())
-        ]
-        return self.parse_text_to_nodes("\n".join(lines))
+        """The table of the directive's name."""
+        table = freshness.DRAWN[self.name](Path(self.env.srcdir))
+        freshness.note(self.env, self.name, table)
+        return self.parse_text_to_nodes(table)
 
 
 class Api(SphinxDirective):
@@ -122,7 +123,9 @@ def room_of(file: Path, source: Path) -> str:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Add the directives."""
-    app.add_directive("page-table", PageTable)
-    app.add_directive("finder", Finder)
+    app.setup_extension("freshness")
+    freshness.DRAWN.update({"page-table": page_table, "finder": finder})
+    app.add_directive("page-table", Drawn)
+    app.add_directive("finder", Drawn)
     app.add_directive("api", Api)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

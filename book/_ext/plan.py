@@ -6,10 +6,12 @@ lists the chapter's planned pages with the entries of the collection that wait f
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import freshness
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
@@ -21,8 +23,20 @@ LOG = logging.getLogger(__name__)
 
 def plan(book: Path) -> dict[str, dict[str, str]]:
     """The planned pages that do not exist yet: stem -> title and question."""
-    planned = tomllib.loads((book / "plan.toml").read_text(encoding="utf8"))["page"]
+    planned = pages_of((book / "plan.toml").read_text(encoding="utf8"))
     return {page["stem"]: page for page in planned if not (book / f"{page['stem']}.md").exists()}
+
+
+@functools.lru_cache(maxsize=1)
+def pages_of(text: str) -> list[dict[str, str]]:
+    """The pages that a plan names; every `{page}` asks, so the text is parsed once."""
+    planned: list[dict[str, str]] = tomllib.loads(text)["page"]
+    return planned
+
+
+def shown_title(book: Path, stem: str) -> str:
+    """What `{page}` shows of a page to come; nothing for one that exists, or that nobody plans."""
+    return plan(book).get(stem, {}).get("title", "")
 
 
 class Page(SphinxRole):
@@ -31,6 +45,7 @@ class Page(SphinxRole):
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         """A pending reference where the page exists, else the title in italics."""
         stem = self.text.strip().strip("/")
+        freshness.note(self.env, f"title {stem}", shown_title(Path(self.env.srcdir), stem))
         if stem in self.env.found_docs:
             reference = addnodes.pending_xref(
                 "", nodes.inline("", stem), refdomain="std", reftype="doc", reftarget=f"/{stem}",
@@ -79,6 +94,8 @@ class Planned(SphinxDirective):
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Add the role and the directive."""
+    app.setup_extension("freshness")
+    freshness.DRAWN["title"] = shown_title
     app.add_role("page", Page())
     app.add_directive("planned", Planned)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

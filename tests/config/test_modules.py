@@ -21,7 +21,9 @@ def test_names_are_unique_and_every_block_module_is_repeated(name):
     found = modules(config)
     assert len({module.name for module in found}) == len(found)
     for module in found:
-        assert module.copies == (config.num_layers if ".*." in module.name else 1)
+        copies = config.num_layers if "layers.*." in module.name else 1
+        copies *= config.num_experts if "experts.*." in module.name else 1
+        assert module.copies == copies
 
 
 def test_a_tied_head_has_no_weights_of_its_own():
@@ -32,3 +34,12 @@ def test_a_tied_head_has_no_weights_of_its_own():
         for module in modules(config.but(tie_embeddings=False))
         if module.part == "output_head"
     ]
+
+
+def test_a_token_meets_k_of_e_experts_and_all_else():
+    config = ModelConfig(
+        vocab_size=9, hidden_size=4, num_layers=3, num_heads=2, max_seq_len=3, num_experts=5,
+        experts_per_token=2,
+    )  # fmt: skip
+    for module in modules(config):
+        assert module.idle == (3 * (5 - 2) if "experts" in module.name else 0), module.name

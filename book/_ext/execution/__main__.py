@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+THREADS = os.environ.get("EXECUTION_THREADS", "1")
 SURROUNDINGS = {
     # One thread each, so that pages can fork and results do not depend on the number of cores.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": THREADS,
+    "OPENBLAS_NUM_THREADS": THREADS,
+    "MKL_NUM_THREADS": THREADS,
     # Nothing from a network, nothing on standard error after a fork.
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",

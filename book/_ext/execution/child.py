@@ -265,7 +265,7 @@ def settle(page: Page, *, stack_file: int, scope: watch.Scope) -> None:
     faulthandler.enable(stack_file)  # a crash leaves its stack there
     faulthandler.register(STACK_SIGNAL, file=stack_file, all_threads=False)
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     os.environ.update(watch.environment(scope))
     watch.start(scope)
 

@@ -1,18 +1,28 @@
 """One frozen description of a decoder-only transformer, read by every floor of the library.
 
 Page: notation, whose names and letters the fields bear. A config chooses layers; there is no branch per family.
-Left out: experts, sliding windows, latent attention and recurrent layers, which come with their pages.
+Left out: shared experts, latent attention and recurrent layers, which come with their pages.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 Positions = Literal["learned", "rotary", "alibi"]
 NormKind = Literal["layer_norm", "rms_norm"]
 RopeScaling = Literal["llama3", "linear", "ntk", "yarn"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+NormPlacement = Literal["pre", "post", "sandwich"]
+Block = Literal["sequential", "parallel", "parallel_shared_norm"]
+CHOICES = {
+    "positions": get_args(Positions),
+    "rope_scaling": get_args(RopeScaling),
+    "norm": get_args(NormKind),
+    "norm_placement": get_args(NormPlacement),
+    "block": get_args(Block),
+    "activation": get_args(Activation),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +30,14 @@ class ModelConfig:
     """What must be known to build a decoder and to count everything in it.
 
     Widths and counts are those of the notation page: D `hidden_size`, L `num_layers`, N `num_heads`,
-    K `num_kv_heads`, H `head_dim`, F `intermediate_size`, V `vocab_size`.
+    K `num_kv_heads`, H `head_dim`, F `intermediate_size`, V `vocab_size`, E `num_experts`, k
+    `experts_per_token`.
     `num_kv_heads`, `head_dim`, `intermediate_size` and `embedding_size` may be left out:
     they become N, D / N, 4 D and D.
 
     Raises:
-        ValueError: if a size is not positive, or one does not divide another as it must.
+        ValueError: if a size is not positive, one does not divide another as it must, a name is
+        none of the known ones, or two fields contradict each other.
 
     >>> tiny = ModelConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=4, max_seq_len=128)
     >>> tiny.head_dim, tiny.num_kv_heads, tiny.intermediate_size
@@ -48,19 +60,28 @@ class ModelConfig:
     rope_factor: float = 1.0  # Llama 3.1 slows the low rotary frequencies by this factor
     rope_trained_len: int = 8192  # ... which are those that turn less than once in so many tokens
     rope_scaling: RopeScaling = "llama3"  # ... and others slow other frequencies, or all
+    rotary_fraction: float = 1.0  # GPT-NeoX turns the first quarter of each head alone
+    alibi_scale: float = 1.0  # Falcon-RW divides its ALiBi by sqrt(H), as it does the scores
+    sliding_window: int = 0  # tokens that a query sees, its own among them; 0: all
     norm: NormKind = "layer_norm"
     norm_epsilon: float = 1e-5
-    norm_placement: Literal["pre", "post", "sandwich"] = "pre"
+    norm_placement: NormPlacement = "pre"
+    block: Block = "sequential"  # parallel: attention and feed-forward layer read the same stream
     embedding_norm: bool = False  # BLOOM normalises the embeddings
     final_norm: bool = True
     activation: Activation = "gelu_tanh"
     gated: bool = False  # SwiGLU and its relatives: a third matrix gates the feed-forward layer
+    num_experts: int = 0  # feed-forward layers behind a router in each block; 0: one, no router
+    experts_per_token: int = 0
     attention_bias: bool = True  # on query, key and value
     attention_output_bias: bool = True
     mlp_bias: bool = True
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
+        for field, known in CHOICES.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field} {getattr(self, field)!r} is none of {', '.join(known)}")
         defaults = {
             "num_kv_heads": self.num_heads,
             "head_dim": self.hidden_size // max(1, self.num_heads),
@@ -79,12 +100,60 @@ class ModelConfig:
                 raise ValueError(f"{field} {getattr(self, field)} is negative")
             if getattr(self, field) == 0:
                 object.__setattr__(self, field, default)
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-            )
-        if self.positions == "rotary" and self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd: rotary positions turn pairs")
+        for broken, rule in self.rules():
+            if broken:
+                raise ValueError(rule)
+
+    @property
+    def rotary_dim(self) -> int:
+        """Numbers of a head that rotary positions turn; the others pass as they are."""
+        return int(self.head_dim * self.rotary_fraction)
+
+    def rules(self) -> list[tuple[bool, str]]:
+        """What must not be, and the sentence that says so."""
+        N, K, H, E, k = (
+            self.num_heads, self.num_kv_heads, self.head_dim, self.num_experts,
+            self.experts_per_token,
+        )  # fmt: skip
+        fraction, rotary = self.rotary_fraction, self.positions == "rotary"
+        return [
+            (N % K != 0, f"num_heads {N} is not a multiple of num_kv_heads {K}"),
+            (rotary and H % 2 != 0, f"head_dim {H} is odd: rotary positions turn pairs"),
+            (
+                not 0 < fraction <= 1,
+                f"rotary_fraction {fraction} is not a share of a head: above 0, at most 1",
+            ),
+            (
+                rotary and (self.rotary_dim < 2 or self.rotary_dim % 2 != 0),
+                f"rotary_fraction {fraction} of head_dim {H} is {self.rotary_dim} numbers: "
+                "rotary positions turn pairs",
+            ),
+            (
+                fraction != 1 and not rotary,
+                f"rotary_fraction {fraction} contradicts positions {self.positions!r}",
+            ),
+            (
+                self.alibi_scale != 1 and self.positions != "alibi",
+                f"alibi_scale {self.alibi_scale} contradicts positions {self.positions!r}",
+            ),
+            (
+                self.position_offset != 0 and self.positions != "learned",
+                f"position_offset {self.position_offset} contradicts positions {self.positions!r}",
+            ),
+            (self.position_offset < 0, f"position_offset {self.position_offset} is negative"),
+            (self.sliding_window < 0, f"sliding_window {self.sliding_window} is negative"),
+            (
+                self.block != "sequential" and self.norm_placement != "pre",
+                f"block {self.block!r} contradicts norm_placement {self.norm_placement!r}: its "
+                "norms stand before",
+            ),
+            (E < 0, f"num_experts {E} is negative"),
+            (
+                E > 0 and not 1 <= k <= E,
+                f"experts_per_token {k} is not between 1 and num_experts {E}",
+            ),
+            (E == 0 and k != 0, f"experts_per_token {k} contradicts num_experts 0"),
+        ]
 
     def but(self, **changes: Any) -> ModelConfig:
         """The same model with some fields changed: how the book compares two architectures.
@@ -96,3 +165,18 @@ class ModelConfig:
         1
         """
         return replace(self, **changes)
+
+
+def differences(one: ModelConfig, other: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two configurations differ, and both values; the name is none of them.
+
+    >>> tiny = ModelConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=4, max_seq_len=128)
+    >>> differences(tiny, tiny.but(num_layers=3, activation="relu"))
+    {'num_layers': (2, 3), 'activation': ('gelu_tanh', 'relu')}
+    """
+    first, second = asdict(one), asdict(other)
+    return {
+        field: (first[field], second[field])
+        for field in first
+        if field != "name" and first[field] != second[field]
+    }

@@ -2,7 +2,7 @@
 
 An architecture is described once, here; `llmbook.costs` derives parameters, FLOPs and bytes from it.
 Page: foundations/parameters. The names are those of `llmbook.foundations.decoder`'s state dict,
-with `layers.*` for the block that is repeated.
+with `layers.*` for the block that is repeated, and `experts.*` for the expert in it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Module:
     part: Part
     weights: tuple[tuple[int, ...], ...]
     copies: int = 1
+    idle: int = 0  # copies that one token does not meet: the experts that its router leaves out
 
     @property
     def parameters(self) -> int:
@@ -32,7 +33,14 @@ class Module:
 
 
 def linear(
-    name: str, part: Part, inputs: int, outputs: int, *, bias: bool, copies: int = 1
+    name: str,
+    part: Part,
+    inputs: int,
+    outputs: int,
+    *,
+    bias: bool,
+    copies: int = 1,
+    idle: int = 0,
 ) -> Module:
     """A linear layer: a matrix of shape (outputs, inputs), and a bias of length outputs.
 
@@ -40,7 +48,7 @@ def linear(
     2362368
     """
     bias_shape: tuple[tuple[int, ...], ...] = ((outputs,),) if bias else ()
-    return Module(name, part, ((outputs, inputs), *bias_shape), copies)
+    return Module(name, part, ((outputs, inputs), *bias_shape), copies, idle)
 
 
 def norm(name: str, config: ModelConfig, *, copies: int = 1) -> Module:
@@ -64,14 +72,26 @@ def embedding_modules(config: ModelConfig) -> list[Module]:
     return found
 
 
+def feed_forward_modules(config: ModelConfig) -> list[Module]:
+    """The feed-forward layer of a block, or the router and all experts of it."""
+    D, F, L = config.hidden_size, config.intermediate_size, config.num_layers
+    E, k, bias = config.num_experts, config.experts_per_token, config.mlp_bias
+    stem = "layers.*.mlp.experts.*" if E else "layers.*.mlp"
+    number = {"copies": L * (E or 1), "idle": L * (E - k)}
+    found = [linear("layers.*.mlp.router", "feed_forward", D, E, bias=False, copies=L)] if E else []
+    for name in ("gate", "up") if config.gated else ("up",):
+        found.append(linear(f"{stem}.{name}", "feed_forward", D, F, bias=bias, **number))
+    return [*found, linear(f"{stem}.down", "feed_forward", F, D, bias=bias, **number)]
+
+
 def block_modules(config: ModelConfig) -> list[Module]:
     """The modules of one block, each with as many copies as the model has layers."""
-    D, F, L = config.hidden_size, config.intermediate_size, config.num_layers
+    D, L = config.hidden_size, config.num_layers
     query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     qkv_bias, out_bias = config.attention_bias, config.attention_output_bias
-    widening = ["gate", "up"] if config.gated else ["up"]  # from D to F
     sandwich = config.norm_placement == "sandwich"  # two more norms, each after its layer
     attention_after = [norm("layers.*.attention_output_norm", config, copies=L)] if sandwich else []
+    mlp_before = [norm("layers.*.mlp_norm", config, copies=L)]
     mlp_after = [norm("layers.*.mlp_output_norm", config, copies=L)] if sandwich else []
     return [
         norm("layers.*.attention_norm", config, copies=L),
@@ -80,12 +100,8 @@ def block_modules(config: ModelConfig) -> list[Module]:
         linear("layers.*.attention.value", "attention", D, kv, bias=qkv_bias, copies=L),
         linear("layers.*.attention.output", "attention", query, D, bias=out_bias, copies=L),
         *attention_after,
-        norm("layers.*.mlp_norm", config, copies=L),
-        *(
-            linear(f"layers.*.mlp.{name}", "feed_forward", D, F, bias=config.mlp_bias, copies=L)
-            for name in widening
-        ),
-        linear("layers.*.mlp.down", "feed_forward", F, D, bias=config.mlp_bias, copies=L),
+        *(mlp_before if config.block != "parallel_shared_norm" else []),
+        *feed_forward_modules(config),
         *mlp_after,
     ]
 

@@ -68,7 +68,14 @@ def matrix_parameters(config: ModelConfig) -> int:
 
     A decoding step reads each of them once, whatever the batch. Left out are norms and biases,
     and the rows that are looked up in a table: 1 in 25,000 of what is read in LLaMA-7B.
+
+    Raises:
+        ValueError: for a mixture of experts, whose step reads those that its batch happens to choose.
     """
+    if config.num_experts:
+        raise ValueError(
+            f"num_experts {config.num_experts}: which of them a step reads depends on its tokens"
+        )
     looked_up = config.vocab_size * config.embedding_size if config.tie_embeddings else 0
     return looked_up + sum(
         module.copies * prod(shape)

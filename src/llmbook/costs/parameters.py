@@ -1,7 +1,7 @@
 """Exact parameter counts of a decoder, summed over the list of its modules.
 
 Page: foundations/parameters. Papers: radford2019language, brown2020language, touvron2023llamaa.
-Left out: experts (zoo) and adapters (training/finetuning), which come with their pages.
+Left out: adapters (training/finetuning), which come with their page.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class ParameterCount:
     embedding: int  # tables of tokens and positions
     output_head: int  # 0 where the head is the token table itself
     non_embedding: int  # blocks and norms
+    active: int  # those that one token meets: of a mixture's experts, the chosen ones
     by_module: dict[str, int]  # module name -> parameters of all its copies
 
 
@@ -45,6 +46,7 @@ def parameter_count(config: ModelConfig) -> ParameterCount:
         embedding=of("embedding"),
         output_head=of("output_head"),
         non_embedding=of("projection", "attention", "feed_forward", "norm"),
+        active=sum((module.copies - module.idle) * module.parameters for module in found),
         by_module=by_module,
     )
 

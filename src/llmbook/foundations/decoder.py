@@ -1,9 +1,10 @@
 """One decoder-only transformer, driven by one `ModelConfig`; every page runs this one.
 
-Page: foundations/decoder. Papers: radford2019language, touvron2023llamaa, zhang2022opt,
-bigscienceworkshop2022bloom. The names of its weights are those of `llmbook.config.modules`.
+Page: foundations/decoder. Papers: radford2019language, black2022gptneox20b, zhang2022opt,
+bigscienceworkshop2022bloom, touvron2023llamaa, li2023starcoder, almazrouei2023falcon, du2022glm,
+jiang2024mixtral. The names of its weights are those of `llmbook.config.modules`.
 A field of the config chooses a layer; nothing here knows a family.
-Left out: dropout, experts, and what foundations/language_modelling brings: losses and generation.
+Left out: dropout, and what foundations/language_modelling brings: losses and generation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llmbook.config import ModelConfig
-from llmbook.foundations.attention import Attention, KVCache, causal_mask
+from llmbook.foundations.attention import Attention, KVCache, causal_mask, prefix_mask, window_mask
+from llmbook.foundations.mixture_of_experts import MixtureOfExperts
 from llmbook.foundations.normalization import norm
 from llmbook.foundations.positions import (
     Rotation,
@@ -45,31 +47,46 @@ class MLP(nn.Module):
         self.down = nn.Linear(F, D, bias=config.mlp_bias)
         self.activation = ACTIVATIONS[config.activation]
 
-    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Each token by itself."""
         if self.gate is None:
-            inner = self.activation(self.up(hidden))  # B T F
+            inner = self.activation(self.up(hidden))  # ... F
         else:
-            inner = self.activation(self.gate(hidden)) * self.up(hidden)  # B T F
+            inner = self.activation(self.gate(hidden)) * self.up(hidden)  # ... F
         output: Tensor = self.down(inner)
         return output
+
+
+def feed_forward(config: ModelConfig) -> MLP | MixtureOfExperts:
+    """One network for all tokens, or several behind a router."""
+    if not config.num_experts:
+        return MLP(config)
+    return MixtureOfExperts(
+        [MLP(config) for _ in range(config.num_experts)],
+        hidden_size=config.hidden_size,
+        experts_per_token=config.experts_per_token,
+    )
 
 
 class Block(nn.Module):
     """Attention and feed-forward layer, each added to the residual stream.
 
     The norm stands before each layer; in a sandwich (ding2021cogview) also after it, before the
-    addition; or, in OPT-350M as in the first transformer, after each addition.
+    addition; or, in OPT-350M as in the first transformer, after each addition. In a parallel block
+    both layers read the stream as it came in, each through its own norm (black2022gptneox20b,
+    section 2.1.2) or both through one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm_first = config.norm_placement != "post"
+        self.parallel = config.block != "sequential"
+        self.one_norm = config.block == "parallel_shared_norm"
         between = norm if config.norm_placement == "sandwich" else lambda _: nn.Identity()
         self.attention_norm, self.attention = norm(config), Attention(config)
         self.attention_output_norm = between(config)
-        self.mlp_norm, self.mlp = norm(config), MLP(config)
-        self.mlp_output_norm = between(config)
+        self.mlp_norm = nn.Identity() if self.one_norm else norm(config)
+        self.mlp, self.mlp_output_norm = feed_forward(config), between(config)
 
     def forward(
         self,
@@ -82,7 +99,11 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """One step down the residual stream."""
         attend = partial(self.attention, mask=mask, bias=bias, turn=turn, cache=cache)
-        if self.norm_first:
+        if self.parallel:
+            normed = self.attention_norm(hidden)
+            beside = self.mlp_norm(normed if self.one_norm else hidden)
+            hidden = hidden + attend(normed) + self.mlp(beside)
+        elif self.norm_first:
             hidden = hidden + self.attention_output_norm(attend(self.attention_norm(hidden)))
             hidden = hidden + self.mlp_output_norm(self.mlp(self.mlp_norm(hidden)))
         else:
@@ -119,15 +140,16 @@ class Decoder(nn.Module):
         *,
         caches: Sequence[KVCache] | None = None,
         attention_mask: Bool[Tensor, "B S"] | None = None,
+        prefix: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "B T V"]:
         """Logits for the T tokens given, which follow those that the caches hold.
 
-        `attention_mask` covers all S tokens, cached ones first; it is false on padding, which
-        stands left.
+        `attention_mask` and `prefix` cover all S tokens, cached ones first. The first is false on
+        padding, which stands left; the second is true on tokens that all may see, later ones too.
 
         Raises:
-            ValueError: if the mask or the caches do not fit, or a learned table of positions ends
-            too early.
+            ValueError: if masks or caches do not fit, a prefix comes in pieces, or a learned table
+            of positions ends too early.
         """
         config, (B, T) = self.config, tokens.shape
         S = T + (len(caches[0]) if caches else 0)
@@ -137,21 +159,17 @@ class Decoder(nn.Module):
             )
         if attention_mask is None:
             attention_mask = torch.ones(B, S, dtype=torch.bool, device=tokens.device)
-        if attention_mask.shape[1] != S:
-            raise ValueError(
-                f"attention_mask covers {attention_mask.shape[1]} of {S} tokens, cached ones too"
-            )
         if config.positions == "learned" and config.max_seq_len < S:
             raise ValueError(f"{S} tokens do not fit into max_seq_len {config.max_seq_len}")
 
+        mask = self.visible(attention_mask, prefix, num_queries=T, num_keys=S)
         positions = positions_under_padding(attention_mask)  # B S
-        mask = causal_mask(T, S).to(tokens.device) & attention_mask[:, None, None, :]  # B 1 T S
         hidden = self.project_in(self.embedding(tokens))  # B T D
         bias = turn = None
         if config.positions == "learned":
             hidden = hidden + self.positions(positions[:, -T:] + config.position_offset)
         elif config.positions == "alibi":
-            bias = alibi_bias(
+            bias = config.alibi_scale * alibi_bias(
                 positions, num_queries=T, num_heads=config.num_heads, dtype=hidden.dtype
             )
         else:
@@ -162,10 +180,33 @@ class Decoder(nn.Module):
         ):
             hidden = layer(hidden, mask=mask, bias=bias, turn=turn, cache=cache)
         hidden = self.project_out(self.final_norm(hidden))  # B T W
-        head = (
-            self.embedding if self.head is None else self.head
-        )  # tied: the table itself, not a copy
+        # tied: the table itself, not a copy
+        head = self.embedding if self.head is None else self.head
         return nn.functional.linear(hidden, head.weight)
+
+    def visible(
+        self,
+        attention_mask: Bool[Tensor, "B _"],
+        prefix: Bool[Tensor, "B _"] | None,
+        *,
+        num_queries: int,
+        num_keys: int,
+    ) -> Bool[Tensor, "B 1 T S"]:
+        """Which of the S tokens each of the last T may see."""
+        T, S, window = num_queries, num_keys, self.config.sliding_window
+        for name, mask in (("attention_mask", attention_mask), ("prefix", prefix)):
+            if mask is not None and mask.shape[1] != S:
+                raise ValueError(f"{name} covers {mask.shape[1]} of {S} tokens, cached ones too")
+        if prefix is None:
+            seen = window_mask(T, S, window=window) if window else causal_mask(T, S)
+            return seen.to(attention_mask.device) & attention_mask[:, None, None, :]
+        if window:
+            raise ValueError(f"a prefix, which all may see, contradicts sliding_window {window}")
+        if S > T and prefix[:, -T:].any():
+            raise ValueError(
+                f"a prefix reaches into the last {T} tokens, which {S - T} cached ones did not see"
+            )
+        return prefix_mask(prefix, num_queries=T) & attention_mask[:, None, None, :]
 
 
 @torch.no_grad()
@@ -175,7 +216,7 @@ def initialise(decoder: Decoder, *, generator: torch.Generator, std: float = 0.0
     Every matrix is normal with `std`; those that write into the residual stream are narrower by
     sqrt(2 L), so that their sum over 2 L additions keeps its size. Biases are zero, gains one.
     """
-    writers = ("attention.output.weight", "mlp.down.weight")
+    writers = ("attention.output.weight", "down.weight")
     for name, weight in decoder.named_parameters():
         if weight.dim() == 2:
             narrow = (2 * decoder.config.num_layers) ** -0.5 if name.endswith(writers) else 1.0

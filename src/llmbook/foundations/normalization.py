@@ -165,7 +165,13 @@ def additions(decoder: nn.Module, tokens: Int[Tensor, "B T"]) -> list[tuple[floa
     In the order of computing: attention and feed-forward layer of the first block, of the second,
     and so on. Their quotient is the branch's share of the stream (liu2020understanding call its
     root a dependency). `decoder` is a `llmbook.foundations.decoder.Decoder`.
+
+    Raises:
+        ValueError: if its blocks are parallel: they have one addition each.
     """
+    parts: Any = decoder  # the names of its parts are those of foundations/decoder
+    if parts.config.block != "sequential":
+        raise ValueError(f"block {parts.config.block!r} makes one addition, not two")
     branches: list[float] = []
     sums: list[float] = []
 
@@ -175,7 +181,6 @@ def additions(decoder: nn.Module, tokens: Int[Tensor, "B T"]) -> list[tuple[floa
     def input_to(found: list[float]) -> Callable[..., None]:
         return lambda module, inputs: found.append(inputs[0].square().mean().item())
 
-    parts: Any = decoder  # the names of its parts are those of foundations/decoder
     placement, hooks = parts.config.norm_placement, []
     for layer in parts.layers:
         ends = (layer.attention, layer.mlp)

@@ -183,7 +183,7 @@ def configured_frequencies(config: ModelConfig) -> Float[Tensor, " half"]:
     Raises:
         ValueError: if `rope_factor` is below 1.
     """
-    H, theta, factor = config.head_dim, config.rope_theta, config.rope_factor
+    H, theta, factor = config.rotary_dim, config.rope_theta, config.rope_factor
     if factor < 1:
         raise ValueError(f"rope_factor {factor} is below 1: a context is stretched, not shrunk")
     trained, trained_len = rope_frequencies(H, theta=theta), config.rope_trained_len
@@ -227,11 +227,13 @@ def rotate(x: Float[Tensor, "B N T H"], turn: Rotation) -> Float[Tensor, "B N T 
     """Turn each pair (x_i, x_{i + H/2}) by its angle: the layout in halves of transformers' LLaMA.
 
     A rotation of query and key alike leaves in their product the difference of their positions
-    alone (su2024roformer, eq. 16).
+    alone (su2024roformer, eq. 16). Where there are fewer angles than H / 2, the pairs are the first
+    numbers' and the rest of the head passes as it is, as in GPT-NeoX.
     """
     cos, sin = turn
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 def rotate_pairs(x: Float[Tensor, "B N T H"], turn: Rotation) -> Float[Tensor, "B N T H"]:

@@ -233,10 +233,12 @@ def verdict(key: str, *, claim: str, finding: Finding, because: str, ours: str =
 def shown(value: float) -> str:
     """A number for reading: whole numbers with separators, others with four significant digits.
 
-    >>> shown(6738415616.0), shown(31.40625), shown(0.1171875)
-    ('6,738,415,616', '31.41', '0.1172')
+    >>> shown(6738415616.0), shown(31.40625), shown(0.1171875), shown(3.1428766e23)
+    ('6,738,415,616', '31.41', '0.1172', '3.143e23')
     """
-    if value == int(value) and abs(value) < 1e15:
+    if abs(value) >= 1e15:
+        return f"{value:.3e}".replace("e+", "e")
+    if value == int(value):
         return f"{int(value):,}"
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.1f}"
 
