@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmbook.units import BYTES, GB, GIB, PETAFLOP_DAY, bytes_of, in_words
+from llmbook.units import BYTES, GB, GIB, PETAFLOP_DAY, below, bytes_of, in_words
 
 
 def test_a_gib_is_seven_per_cent_more_than_a_gb():
@@ -30,6 +30,12 @@ def test_formats_are_as_wide_as_torch_says():
 def test_an_unknown_format_names_the_known_ones():
     with pytest.raises(ValueError, match="dtype 'fp7' is not one of fp32"):
         bytes_of("fp7")
+
+
+@pytest.mark.parametrize("error", [1e-12, 2e-12, float("nan"), float("inf")])
+def test_an_error_that_reaches_its_bound_or_is_none_is_refused(error):
+    with pytest.raises(ValueError, match="is not below its bound 1e-12"):
+        below(error, 1e-12)
 
 
 def test_words_round_to_three_digits():

@@ -52,6 +52,8 @@ class Page(SphinxRole):
                 refexplicit=False, refwarn=True, refdoc=self.env.docname,
             )  # fmt: skip
             return [reference], []
+        if Path(self.env.srcdir, f"{stem}.md").exists():  # left out where one page is built alone
+            return [nodes.inline("", stem)], []
         planned = plan(Path(self.env.srcdir)).get(stem)
         if planned is None:
             LOG.warning(

@@ -29,6 +29,20 @@ def bytes_of(dtype: str) -> int:
     return BYTES[dtype]
 
 
+def below(error: float, bound: float) -> str:
+    """What a page prints of a rounding error: not its digits, which change with the processor, but a bound.
+
+    Raises:
+        ValueError: if the error is not below the bound, or is not a number.
+
+    >>> f"largest difference {below(3e-16, 1e-14)}"
+    'largest difference below 1e-14'
+    """
+    if not error < bound:
+        raise ValueError(f"error {error:.3g} is not below its bound {bound:g}")
+    return f"below {bound:g}"
+
+
 def in_words(count: float) -> str:
     """A count as people say it: three significant digits and a letter for the power of ten.
 

@@ -14,7 +14,9 @@ COSTS = {  # a costs module bears the stem of its page
     "collectives": "training", "zero": "training", "pipeline_parallel": "training", "kv_cache": "inference",
     "latency": "inference",
 }  # fmt: skip
-PARTS = {"foundations/unigram": "foundations/tokenization"}  # a page too large for one module
+PARTS = {  # a page too large for one module
+    "foundations/ratings": "foundations/evaluation", "foundations/unigram": "foundations/tokenization",
+}  # fmt: skip
 MODULES = [
     file.relative_to(SOURCE).with_suffix("")
     for file in sorted(SOURCE.glob("**/*.py"))

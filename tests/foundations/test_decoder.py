@@ -587,7 +587,7 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize("D", [48, 4095, 8190])
 def test_a_gated_layer_of_the_page_s_width_has_as_many_parameters_as_a_plain_one_of_4_d(D):
     F = eval(expressions(PAGE)["eq-gated-width"], {"D": D})
-    assert F == int(F)
+    assert int(F) == F
     bare = ModelConfig(
         vocab_size=9, hidden_size=D, num_layers=1, num_heads=1, max_seq_len=3, mlp_bias=False
     )

@@ -187,6 +187,22 @@ def test_kahans_sum_keeps_its_bound_where_the_plain_one_leaves_it():
     assert ((running_sums(terms, BF16)[-1] - exact).abs() > bound).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_compensated_sums_round_every_operation_as_torchs_dtype_does(dtype):
+    number_format = {v: k for k, v in IN_TORCH.items()}[dtype]
+    size = 4.0 ** torch.randint(-3, 4, (300, 4), generator=seeded())
+    terms = (size * torch.randn(300, 4, generator=seeded(1))).to(dtype)
+    total, lost, expected = torch.zeros(4, dtype=dtype), torch.zeros(4, dtype=dtype), []
+    for term in terms:
+        wanted = term - lost
+        after = total + wanted
+        lost = (after - total) - wanted
+        total = after
+        expected.append(total)
+    sums = compensated_sums(terms.float(), number_format)
+    assert torch.equal(sums, torch.stack(expected).float())
+
+
 # --- integers ------------------------------------------------------------------------------------
 
 
@@ -194,6 +210,12 @@ def test_absmax_is_the_printed_example():
     """belkada2022gentle: eight numbers and their codes."""
     codes, scale = quantize_absmax(torch.tensor([1.2, -0.5, -4.3, 1.2, -3.1, 0.8, 2.4, 5.4]))
     assert codes.tolist() == [28, -12, -101, 28, -73, 19, 56, 127]
+    assert 1 / scale.item() == pytest.approx(23.5, abs=0.05)
+
+
+def test_absmax_of_a_tensor_whose_largest_number_is_negative_is_the_printed_one_mirrored():
+    codes, scale = quantize_absmax(torch.tensor([-1.2, 0.5, 4.3, -1.2, 3.1, -0.8, -2.4, -5.4]))
+    assert codes.tolist() == [-28, 12, 101, -28, 73, -19, -56, -127]
     assert 1 / scale.item() == pytest.approx(23.5, abs=0.05)
 
 

@@ -20,6 +20,7 @@ from llmbook.costs.zero import (
     state_bytes_per_rank,
 )
 from llmbook.foundations.decoder import Decoder, initialise
+from llmbook.foundations.language_modelling import next_token_loss
 from llmbook.processes import RankFailed, run
 from llmbook.training.zero import (
     AdamW,
@@ -27,7 +28,6 @@ from llmbook.training.zero import (
     GradientsSharded,
     OptimizerSharded,
     ParametersSharded,
-    next_token_loss,
     torch_adamw,
     train,
 )

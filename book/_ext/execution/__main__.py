@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,101 +25,64 @@ SURROUNDINGS = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "MATPLOTLIBRC": str(Path(__file__).with_name("matplotlibrc")),
 }
-SHAPE_OUTPUT = (
+SHAPE_OUTPUT = {
     "COLUMNS",
     "LINES",
     "FORCE_COLOR",
     "CLICOLOR_FORCE",
     "PYTHONWARNINGS",
     "PYTHONSTARTUP",
-)
+}
+
+OPTIONS = {  # the defaults stand in `stage.Options`
+    "--jobs": {"type": int, "help": "pages at a time"},
+    "--preload": {"help": "modules to import once, before pages are forked: a,b,c"},
+    "--locks": {"type": Path, "help": "constraints file: only its packages' versions count"},
+    "--why": {"metavar": "PAGE", "help": "say why a page ran or would run, and run nothing"},
+    "--fresh": {"action": "store_true", "help": "execute every page, whatever the cache says"},
+    "--kernels": {"action": "store_true", "help": "ordinary Jupyter kernels instead of forks"},
+    "--slack": {"type": float, "help": "a budget's multiple that stops a page (slow machines)"},
+}
 
 
 def main() -> int:
     """Parse the command line and run the stage; the exit code."""
     settle_surroundings()
-    from execution.forking import Limits
-    from execution.stage import Options, execute_book, explain
+    from execution.cache import Cache
+    from execution.processes import go_on_guarded
+    from execution.stage import Options, Stage
 
-    given = parser().parse_intermixed_args()
-    book = given.book.resolve()
-    options = Options(
-        book=book,
-        cache=given.cache.resolve(),
-        root=(given.root or repository_of(book)).resolve(),
-        jobs=given.jobs,
-        preload=tuple(filter(None, given.preload.split(","))),
-        locks=given.locks,
-        exclude=tuple(given.exclude),
-        fresh=given.fresh,
-        kernels=given.kernels,
-        limits=Limits(given.cpu_slack, given.wall_slack),
-    )
+    parser = argparse.ArgumentParser(prog="python -m execution", description=__doc__)
+    parser.add_argument("book", type=Path, help="folder of the pages (Sphinx's source folder)")
+    parser.add_argument("pages", nargs="*", help="only these pages, by name or path")
+    parser.add_argument("--cache", type=Path, required=True, help="nb_execution_cache_path")
+    for name, details in OPTIONS.items():
+        parser.add_argument(name, **details)  # type: ignore[arg-type]
+    options = parser.parse_intermixed_args(namespace=Options())
+    options.book, options.cache = options.book.resolve(), options.cache.resolve()
     os.environ["IPYTHONDIR"] = str(options.cache / "ipython")  # no user's start-up files
-    if given.why:
-        return explain(options, given.why)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave in order, with the pages ended
+    if options.why:
+        Stage(options).explain(options.why)
+        return 0
     try:
-        return execute_book(options, given.pages)
-    except KeyboardInterrupt:
-        print("\nexecution: interrupted; what was executed so far is kept", flush=True)
-        return 130
+        Cache(options.cache).lock(shared=False)  # until this process and all below it are gone
+    except OSError as error:
+        print(f"execution: the cache cannot be written: {error}")
+        return 1
+    if sys.platform == "linux":
+        go_on_guarded()
+    return Stage(options).bring_up_to_date()
 
 
 def settle_surroundings() -> None:
     """Start again with the variables that pages need: some are read at a start only."""
-    wanted = {**os.environ, **SURROUNDINGS}
-    for name in SHAPE_OUTPUT:
-        wanted.pop(name, None)
+    wanted = {name: value for name, value in os.environ.items() if name not in SHAPE_OUTPUT}
+    wanted |= SURROUNDINGS
     if wanted != dict(os.environ):
         command = [sys.executable, "-m", "execution", *sys.argv[1:]]
         if os.name == "nt":  # exec leaves a new process there, and its exit code is lost
             sys.exit(subprocess.run(command, env=wanted).returncode)
         os.execve(sys.executable, command, wanted)
-
-
-def repository_of(book: Path) -> Path:
-    """The nearest folder above that git knows, else the book's own parent."""
-    return next((folder for folder in book.parents if (folder / ".git").exists()), book.parent)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options, as `--help` shows them."""
-    made = argparse.ArgumentParser(prog="python -m execution", description=__doc__)
-    made.add_argument("book", type=Path, help="folder of the pages (Sphinx's source folder)")
-    made.add_argument("pages", nargs="*", help="only these pages, by name or path")
-    made.add_argument(
-        "--cache", type=Path, required=True, help="folder of the cache (nb_execution_cache_path)"
-    )
-    made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="pages at a time")
-    made.add_argument(
-        "--preload", default="", help="modules to import once, before pages are forked: a,b,c"
-    )
-    made.add_argument(
-        "--locks", type=Path, help="constraints file: only its packages' versions count"
-    )
-    made.add_argument(
-        "--root", type=Path, help="repository whose files count (default: the book's)"
-    )
-    made.add_argument(
-        "--exclude", action="append", default=[], help="pattern of page names to leave out"
-    )
-    made.add_argument(
-        "--fresh", action="store_true", help="execute every page, whatever the cache says"
-    )
-    made.add_argument(
-        "--why", metavar="PAGE", help="say why a page ran or would run, and run nothing"
-    )
-    made.add_argument(
-        "--kernels", action="store_true", help="ordinary Jupyter kernels instead of forks"
-    )
-    made.add_argument(
-        "--cpu-slack", type=float, default=3.0, help="a budget's multiple that stops a page"
-    )
-    made.add_argument(
-        "--wall-slack", type=float, default=6.0, help="the same for seconds on the clock"
-    )
-    return made
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 An audit hook notes what is opened, listed or handed to another program; modules are added at the
 end. The notes go to a file that every process of the page appends to. Not seen: files that compiled
 code opens itself, and what programs other than Python read unless their arguments name it.
+This module stands alone: `startup/sitecustomize.py` loads it into other Python processes.
 """
 
 from __future__ import annotations
@@ -12,23 +13,17 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.machinery import SourceFileLoader
 from typing import Any
 
 ENVIRONMENT = "EXECUTION_WATCH"  # how a Python process that is not forked learns what to watch
 ACCESS_MODE = 3  # the bits of open's flags that tell reading from writing
-EVENTS = {
-    "open",
-    "os.listdir",
-    "os.scandir",
-    "sqlite3.connect",
-    "ctypes.dlopen",
-    "subprocess.Popen",
-    "os.exec",
-    "os.posix_spawn",
-    "os.system",
-}
+FILES = ("open", "sqlite3.connect", "ctypes.dlopen")
+FOLDERS = ("os.listdir", "os.scandir")
+PROGRAMS = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system")
+# Imports look into every folder on their way; that is no use of it.
 LISTED_BY_IMPORTS = ("importlib._bootstrap_external", "importlib.metadata", "pkgutil")
 
 
@@ -38,7 +33,7 @@ class Scope:
 
     root: str
     ignored: tuple[str, ...]
-    notes: str
+    notes: str = ""
 
     def covers(self, path: str) -> bool:
         """Whether a path is a file of the repository."""
@@ -48,41 +43,39 @@ class Scope:
 
 def start(scope: Scope) -> None:
     """Note from now on what this process and its forks use."""
+    compile_modules_from_source(scope)
     notes = os.open(scope.notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.set_inheritable(notes, False)
     seen: set[str] = set()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in EVENTS:
-            for line in notes_of(event, arguments, scope):
-                if line not in seen:
-                    seen.add(line)
-                    os.write(notes, os.fsencode(line))  # if this fails, the page must fail
+        for line in notes_of(event, arguments, scope):
+            if line not in seen:
+                seen.add(line)
+                os.write(notes, os.fsencode(line))  # if this fails, the page must fail
 
     sys.addaudithook(hook)
 
 
-def notes_of(event: str, arguments: tuple[Any, ...], scope: Scope) -> list[str]:
+def notes_of(event: str, arguments: tuple[Any, ...], scope: Scope) -> Iterator[str]:
     """What an audit event says about files of the repository, as lines of the notes."""
-    kind, names = "file", list(arguments[:1])
-    if event == "open":
-        names = names if (arguments[2] or 0) & ACCESS_MODE != os.O_WRONLY else []
-    elif event in ("os.listdir", "os.scandir"):
-        # Imports look into every folder on their way; that is no use of it.
-        by_import = sys._getframe(2).f_globals.get("__name__") in LISTED_BY_IMPORTS
-        kind, names = "folder", [] if by_import else [arguments[0] or "."]
-    elif event in ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system"):
+    names: list[Any] = []
+    if event in FILES:
+        writes = event == "open" and (arguments[2] or 0) & ACCESS_MODE == os.O_WRONLY
+        names = [] if writes else [arguments[0]]
+    elif event in FOLDERS:
+        lister = sys._getframe(2).f_globals.get("__name__")  # above: the hook, then the caller
+        names = [] if lister in LISTED_BY_IMPORTS else [arguments[0] or "."]
+    elif event in PROGRAMS:
         command = arguments[0] if event == "os.system" else arguments[1]
         folder = arguments[2] if event == "subprocess.Popen" and arguments[2] else "."
         words = [os.path.join(os.fsdecode(folder), word) for word in words_of_command(command)]
         names = [word for word in words if os.path.isfile(word)]
-    lines = []
     for name in names:
         if isinstance(name, (str, bytes, os.PathLike)):
             path = source_of(os.path.abspath(os.fsdecode(name)))
+            kind = "folder" if event in FOLDERS else "file"
             if scope.covers(path) and "\n" not in path:
-                lines.append(f"{kind if os.path.exists(path) else 'missing'}\t{path}\n")
-    return lines
+                yield f"{kind if os.path.exists(path) else 'missing'}\t{path}\n"
 
 
 def source_of(path: str) -> str:
@@ -95,11 +88,8 @@ def source_of(path: str) -> str:
 
 def words_of_command(command: Any) -> list[str]:
     """The words of a command line; a shell's script is split as well."""
-    texts = [
-        os.fsdecode(word)
-        for word in ([command] if isinstance(command, (str, bytes)) else command or ())
-    ]
-    words = set(texts)
+    given = [command] if isinstance(command, (str, bytes)) else command or ()
+    words = set(texts := [os.fsdecode(word) for word in given])
     for text in texts:
         try:
             words.update(shlex.split(text))
@@ -124,25 +114,26 @@ def compile_modules_from_source(scope: Scope) -> None:
     SourceFileLoader.path_stats = path_stats  # type: ignore[method-assign, assignment]
 
 
-def used(scope: Scope) -> dict[str, list[str]]:
-    """What was noted so far, with the modules this process has loaded."""
-    found: dict[str, set[str]] = {"file": set(), "folder": set(), "missing": set()}
-    with open(scope.notes, "rb") as notes:
-        for line in notes.read().splitlines():
-            kind, path = os.fsdecode(line).split("\t", 1)
-            found[kind].add(path)
-    found["file"].update(name for name in files_of_modules() if scope.covers(name))
-    # Folders of modules are listed by whatever looks for modules, not by the page.
-    found["folder"] -= {os.path.abspath(folder) for folder in sys.path}
-    return {kind: sorted(paths) for kind, paths in found.items()}
+def finish(scope: Scope | None = None) -> None:
+    """Add to the notes what is known at a page's end: its modules and where they were looked for.
+
+    A kernel, which has no scope at hand, finds it in its environment.
+    """
+    scope = scope or scope_in(os.environ[ENVIRONMENT])
+    notes = [("file", name) for name in files_of_modules() if scope.covers(name)]
+    notes += [("path", os.path.abspath(folder)) for folder in sys.path]
+    notes += [("version", "Python " + ".".join(map(str, sys.version_info[:3])))]
+    if "torch" in sys.modules:
+        notes += [("version", "torch " + str(sys.modules["torch"].__version__).split("+")[0])]
+    notes += [("cpu", str(sum(os.times()[:4])))]
+    with open(scope.notes, "ab") as file:
+        file.writelines(os.fsencode(f"{kind}\t{text}\n") for kind, text in notes)
 
 
 def files_of_modules() -> list[str]:
     """Files of the loaded modules; looked up so that lazy modules stay lazy."""
-    names = [
-        getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())
-    ]
-    return [name for name in names if isinstance(name, str)]
+    found = [getattr(one, "__dict__", {}).get("__file__") for one in list(sys.modules.values())]
+    return [name for name in found if isinstance(name, str)]
 
 
 def environment(scope: Scope) -> dict[str, str]:
@@ -152,33 +143,7 @@ def environment(scope: Scope) -> dict[str, str]:
     return {ENVIRONMENT: json.dumps(asdict(scope)), "PYTHONPATH": path}
 
 
-def join(settings: str) -> None:
-    """Watch this process as its parent's settings say (called by sitecustomize)."""
-    scope = scope_in(settings)
-    compile_modules_from_source(scope)
-    start(scope)
-
-
 def scope_in(settings: str) -> Scope:
     """The scope that an environment variable holds."""
     values = json.loads(settings)
-    return Scope(root=values["root"], ignored=tuple(values["ignored"]), notes=values["notes"])
-
-
-def report() -> dict[str, Any]:
-    """What a kernel says at a page's end about itself."""
-    scope = scope_in(os.environ[ENVIRONMENT])
-    return {"used": used(scope), "versions": loaded_versions(), "cpu": cpu_seconds()}
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of all it waited for."""
-    return sum(os.times()[:4])
-
-
-def loaded_versions() -> dict[str, str]:
-    """Versions that a reader wants to know."""
-    versions = {"Python": ".".join(map(str, sys.version_info[:3]))}
-    if "torch" in sys.modules:
-        versions["torch"] = str(sys.modules["torch"].__version__).split("+")[0]
-    return versions
+    return Scope(values["root"], tuple(values["ignored"]), values["notes"])

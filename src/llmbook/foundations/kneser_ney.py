@@ -1,7 +1,7 @@
 """An n-gram model with interpolated Kneser-Ney smoothing: the baseline that counts and does not learn.
 
 Page: foundations/language_modelling. Papers: kneser1995improved (lower orders count contexts, not
-occurrences); chen1999empirical, section 2.7 and eq. (interpolated) (the form used here).
+occurrences); chen1999empirical (the interpolated form used here).
 Left out: three discounts instead of one for each order (chen1999empirical's modified form).
 """
 
@@ -79,7 +79,9 @@ def train_kneser_ney(tokens: Ints, *, order: int, vocab_size: int) -> KneserNey:
     if order * np.log2(vocab_size) > 63:
         raise ValueError(f"vocab_size {vocab_size} to the power of order {order} exceeds 63 bits")
     if tokens.min() < 0 or tokens.max() >= vocab_size:
-        raise ValueError(f"tokens up to {tokens.max()} do not fit vocab_size {vocab_size}")
+        raise ValueError(
+            f"tokens from {tokens.min()} to {tokens.max()} do not fit vocab_size {vocab_size}"
+        )
     grams, counts = np.unique(
         grams_of(tokens, length=order, vocab_size=vocab_size), return_counts=True
     )

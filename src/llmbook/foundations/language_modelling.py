@@ -1,8 +1,8 @@
 """Training a decoder on text, judging it on text it never saw, and letting it write.
 
-Page: foundations/language_modelling. Papers: bengio2003neural, eq. (1) (the objective);
-radford2019language, section 2 and table 3 (perplexity, bits per byte); loshchilov2017sgdr, eq. (5)
-(the cosine).
+Page: foundations/language_modelling. Papers: radford2018improving, eq. (1) (the objective);
+gao2020pile, section 3.1 (bits per byte); brown2020language, appendix B (the loop's settings);
+leviathan2023fast, corollary 3.6 (acceptance).
 `fit` is the one loop that every page trains with. The n-gram baseline stands in
 `foundations.kneser_ney`, the recipes of the book's own models in `foundations.weights`.
 Left out: choosing among the likeliest tokens only (inference/sampling), mixed precision and
@@ -29,13 +29,16 @@ from llmbook.foundations.attention import KVCache
 from llmbook.foundations.decoder import Decoder
 from llmbook.foundations.tokenization import BytePairTokenizer
 
+LanguageModel = Callable[
+    [Tensor], Tensor
+]  # tokens "B T" to logits "B T V": any `nn.Module` of the book
 IGNORED = -100  # the label that no loss counts, as in PyTorch and transformers
 
 
 def next_token_loss(
-    model: nn.Module, tokens: Int[Tensor, "B T"], *, labels: Int[Tensor, "B T"] | None = None
+    model: LanguageModel, tokens: Int[Tensor, "B T"], *, labels: Int[Tensor, "B T"] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean of -ln p(t_i | t_1 ... t_(i-1)) in nats: bengio2003neural, section 2.
+    """Mean of -ln p(t_i | t_1 ... t_(i-1)) in nats: radford2018improving, eq. (1).
 
     `labels` are the tokens themselves, or `IGNORED` where a token is only read and not to be
     learned (a prompt, padding); the mean is over those that count. The first has nothing before it.
@@ -76,7 +79,7 @@ def warmup_cosine(
 ) -> list[float]:
     """Learning rates: a straight line up to `peak`, half a cosine down to `floor` times it.
 
-    The fall is loshchilov2017sgdr, eq. (5), with one period.
+    brown2020language, appendix B, falls to a tenth as well.
 
     >>> [round(rate, 2) for rate in warmup_cosine(1.0, num_steps=6, num_warmup_steps=2)]
     [0.5, 1.0, 1.0, 0.78, 0.33, 0.1]
@@ -103,7 +106,7 @@ def fit(
     """Train in place, one step for each learning rate of the schedule; return the losses.
 
     A step: the loss of a batch, its gradients scaled down to `max_norm` if they are longer
-    (pascanu2013difficulty, algorithm 1), one update. The loss is that before the update.
+    (to 1 as in brown2020language, appendix B), one update. The loss is that before the update.
 
     Raises:
         ValueError: if a loss is not finite.
@@ -126,7 +129,10 @@ def fit(
 def adamw(
     model: nn.Module, *, weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95)
 ) -> torch.optim.AdamW:
-    """PyTorch's AdamW that decays matrices, not gains and biases; `fit` sets its learning rate."""
+    """PyTorch's AdamW that decays matrices, not gains and biases; `fit` sets its learning rate.
+
+    Betas and decay are those of brown2020language, appendix B.
+    """
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
     vectors = [weight for weight in model.parameters() if weight.dim() <= 1]
     groups = [
@@ -157,7 +163,7 @@ def token_stream(texts: Iterable[str], tokenizer: BytePairTokenizer) -> Int[Tens
 
 @torch.no_grad()
 def sliding_logits(
-    model: nn.Module,
+    model: LanguageModel,
     tokens: Int[Tensor, " n"],
     *,
     seq_len: int,
@@ -168,7 +174,8 @@ def sliding_logits(
 
     Windows of `seq_len` tokens advance by `stride` (half of it unless given); from each but the
     first only the last `stride` are taken, so that every later token sees at least
-    `seq_len - stride` before it. A stride of `seq_len` is cheapest and flatters the model least.
+    `seq_len - stride` before it. A stride of `seq_len` is
+    cheapest, and gives tokens at a window's start nothing to go by.
 
     Raises:
         ValueError: if the stride is longer than the window, or no token has one before it.
@@ -181,8 +188,8 @@ def sliding_logits(
     inputs, wanted = tokens[:-1], tokens[1:]
     first = min(seq_len, len(inputs))
     yield model(inputs[None, :first])[0], wanted[:first]
-    starts = torch.arange(first - seq_len + stride, len(inputs) - seq_len + 1, stride)
-    for some in starts.split(batch_size):
+    starts = torch.tensor(range(stride, len(inputs) - seq_len + 1, stride), dtype=torch.long)
+    for some in starts.split(batch_size) if len(starts) else ():
         windows = some[:, None] + torch.arange(seq_len)  # B T
         logits = model(inputs[windows])[:, -stride:]  # B stride V
         yield logits.flatten(0, 1), wanted[windows[:, -stride:]].flatten()
@@ -192,7 +199,7 @@ def sliding_logits(
 
 
 def held_out_loss(
-    model: nn.Module, tokens: Int[Tensor, " n"], *, seq_len: int, stride: int | None = None
+    model: LanguageModel, tokens: Int[Tensor, " n"], *, seq_len: int, stride: int | None = None
 ) -> float:
     """Mean of -ln p over every token but the first, in nats, as `sliding_logits` cuts the text."""
     total = sum(
@@ -203,7 +210,7 @@ def held_out_loss(
 
 
 def perplexity(loss: float) -> float:
-    """exp of a loss in nats: among so many equally likely tokens the model would be as unsure.
+    """The exponential of a loss in nats: among so many equally likely tokens the model would be as unsure.
 
     >>> round(perplexity(math.log(50)))
     50
@@ -223,11 +230,11 @@ def bits_per_byte(loss: float, *, num_tokens: int, num_bytes: int) -> float:
 
 
 def acceptance(
-    target: nn.Module, draft: nn.Module, tokens: Int[Tensor, " n"], *, seq_len: int
+    target: LanguageModel, draft: LanguageModel, tokens: Int[Tensor, " n"], *, seq_len: int
 ) -> float:
     """Mean over the text of sum_v min(p_v, q_v): how often speculation keeps a drafted token.
 
-    leviathan2023fast, corollary 3.6. 1 minus it is the distance in total variation.
+    leviathan2023fast, corollary 3.6. What it lacks to 1 is the distance in total variation.
     """
     overlaps = [
         torch.minimum(p.softmax(-1), q.softmax(-1)).sum(-1)
@@ -248,7 +255,7 @@ def greedy(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
 def sampled(
     logits: Float[Tensor, "B V"], *, temperature: float, generator: torch.Generator
 ) -> Int[Tensor, " B"]:
-    """A token drawn from softmax(logits / temperature): ackley1985learning, eq. (5).
+    """A token drawn from softmax(logits / temperature).
 
     Raises:
         ValueError: if the temperature is not positive; `greedy` is its limit at 0.

@@ -20,8 +20,9 @@ from torch.distributed.tensor import DTensor
 
 from llmbook.config import ModelConfig
 from llmbook.foundations.decoder import Decoder
+from llmbook.foundations.language_modelling import next_token_loss
 from llmbook.training.memory import storage_bytes
-from llmbook.training.zero import AdamW, next_token_loss, torch_adamw
+from llmbook.training.zero import AdamW, torch_adamw
 
 
 class FullySharded:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from llmbook.costs.collectives import ring_bytes
 from llmbook.costs.zero import shard_numel
+from llmbook.foundations.language_modelling import next_token_loss
 from llmbook.processes import Collective, Traffic, Wire
 from llmbook.training.memory import LiveBytes, storage_bytes
 
@@ -433,9 +434,3 @@ def train(
         collectives=traffic.calls,
         wire_bytes=wire.sent_bytes,
     )
-
-
-def next_token_loss(model: nn.Module, tokens: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of every token but the first, given those before it."""
-    logits = model(tokens[:, :-1])  # B T-1 V
-    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())

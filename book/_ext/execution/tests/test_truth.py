@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import py_compile
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,8 @@ def test_decision_imports_nothing_heavy(book: Book) -> None:
     assert "execution.stage" in imported
     heavy = {
         "torch",
+        "transformers",
+        "nbclient",
         "numpy",
         "matplotlib",
         "IPython",
@@ -50,9 +53,12 @@ def test_decision_imports_nothing_heavy(book: Book) -> None:
     ("file", "user"),
     [
         ("src/alpha.py", "numbers"),  # a module the page imports
+        ("src/epsilon.py", "numbers"),  # a module that this one imports
+        ("src/epsilon.txt", "numbers"),  # a file that the imported one opens
         ("data/numbers.txt", "numbers"),  # a file the page opens
         ("data/forked.txt", "ranks"),  # a file that only a forked rank opens
         ("src/beta.py", "ranks"),  # a module that only a forked rank imports
+        ("src/zeta.py", "ranks"),  # a module that this one imports
         ("data/python.txt", "ranks"),  # a file that another Python program opens
         ("src/gamma.py", "ranks"),  # a module that another Python program imports
         ("data/server.txt", "ranks"),  # a file that a rank of a forkserver opens
@@ -90,7 +96,7 @@ def test_a_module_edited_twice_within_a_second_is_not_taken_from_bytecode(book: 
 
 def test_a_new_name_in_a_listed_folder_runs_the_page(book: Book) -> None:
     book.write("data/many/c.txt", "")
-    assert book.stale() == {"listing": ["folder data/many changed"]}
+    assert book.stale() == {"listing": ["data/many/ changed"]}
 
 
 def test_a_file_that_was_looked_for_and_appears_runs_the_page(book: Book) -> None:
@@ -101,7 +107,7 @@ def test_a_file_that_was_looked_for_and_appears_runs_the_page(book: Book) -> Non
 def test_what_no_page_used_runs_nothing(book: Book) -> None:
     book.write("data/unused.txt", "2\n")
     book.write("src/delta.py", "VALUE = 2\n")
-    book.write("src/epsilon.py", "")
+    book.write("src/omega.py", "")
     book.write("book/notes.md", "# No code\n")
     assert book.stale() == {}
 
@@ -152,7 +158,7 @@ def test_a_locked_version_runs_everything_a_comment_nothing(book: Book) -> None:
     book.edit("locks.txt", "# locked", "# still locked")
     assert book.stale() == {}
     book.edit("locks.txt", "5.0", "5.1")
-    assert book.stale() == {name: ["nbformat in the locks: 5.0, now 5.1"] for name in PAGES}
+    assert book.stale() == {name: ["nbformat in the locks was 5.0, now 5.1"] for name in PAGES}
 
 
 def test_an_installed_version_counts_too(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +166,11 @@ def test_an_installed_version_counts_too(book: Book, monkeypatch: pytest.MonkeyP
     (folder / "nbformat-4.9.dist-info").mkdir(parents=True)
     monkeypatch.syspath_prepend(str(folder))
     assert set(book.stale()) == PAGES
+
+
+def test_settings_that_move_digits_count(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert book.stale() == {name: ["ATEN_CPU_CAPABILITY was unset, now avx2"] for name in PAGES}
 
 
 def test_loaded_code_counts(new_book: Callable[[dict[str, str]], Book]) -> None:
@@ -231,6 +242,24 @@ def test_a_damaged_cache_is_repaired_by_the_next_run(book: Book) -> None:
     assert book.notebooks() == before
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_anywhere_is_repaired_by_the_next_run(book: Book, seed: int) -> None:
+    before, chance = book.notebooks(), random.Random(seed)
+    files = [path for path in sorted(book.cache.rglob("*")) if path.is_file()]
+    for path in chance.sample(files, 5):
+        content = bytearray(path.read_bytes())
+        place = chance.randrange(max(len(content), 1))
+        if chance.random() < 0.5:
+            del content[place:]  # torn off
+        elif content:
+            content[place] ^= 1 << chance.randrange(8)  # one bit
+        path.write_bytes(content)
+    assert book.stage().returncode == 0
+    assert book.notebooks() == before
+    assert Cache(book.cache).indexed_hashkeys() == {book.record(name)["hashkey"] for name in PAGES}
+    assert book.stale() == {}
+
+
 def test_a_wrong_but_readable_record_is_no_record(book: Book) -> None:
     path = book.cache / "pages" / "numbers.json"
     spoilt: list[Any] = [[], {}, {**json.loads(path.read_text()), "format": 0}, {"format": 1}]
@@ -285,7 +314,7 @@ def test_fresh_executes_all(book: Book) -> None:
 
 
 def test_every_source_of_the_fixture_is_used_or_known_as_unused(executed_once: Book) -> None:
-    used = {file for name in PAGES for file in executed_once.record(name)["files"]}
+    used = {file for name in PAGES for file in executed_once.record(name)["key"]["files"]}
     sources = {name for name in FILES if name.startswith(("src/", "data/"))}
     unused = {"src/delta.py", "data/unused.txt", "data/many/a.txt", "data/many/b.txt"}
-    assert used == (sources - unused) | {"data/wanted.txt"}
+    assert used == (sources - unused) | {"data/wanted.txt", "data/many/"}

@@ -9,14 +9,13 @@ Left out: a search for the best recipe.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from datetime import date
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -31,13 +30,11 @@ from llmbook.foundations.language_modelling import (
     fit,
     next_token_loss,
     split_documents,
-    token_stream,
     warmup_cosine,
 )
 from llmbook.foundations.tokenization import BytePairTokenizer, train_byte_pair
 
 FOLDER = Path(__file__).parent
-COMMAND = "python -m llmbook.foundations.weights"
 NUM_FIRST_STEPS = 20  # a test repeats them
 LLAMA = ModelConfig(  # the choices of touvron2023llamaa; the sizes come with each recipe
     vocab_size=2048,
@@ -81,6 +78,7 @@ RECIPES = {
         config=LLAMA.but(
             name="draft",
             hidden_size=96,
+            embedding_size=96,
             num_layers=2,
             num_heads=2,
             num_kv_heads=2,
@@ -118,59 +116,68 @@ def trained(
 
     With a checkpoint the state is kept there every 100 steps, and a run that finds one goes on from
     it to the same bytes: weights, moments and losses are stored, the order of the data is replayed.
-    Runs on one thread, for a sum's order, and so its last bit, depends on their number.
+    Runs on one thread: the order of a sum, and so its last bit, depends on their number.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    run = Run(recipe, tokens)
+    if checkpoint is not None and checkpoint.exists():
+        run.restore(torch.load(checkpoint))
+    num_steps = recipe.num_steps if num_steps is None else num_steps
     try:
-        return _trained(recipe, tokens, num_steps, checkpoint, report)
+        while (done := len(run.losses)) < num_steps:
+            run.go_on(min(num_steps - done, 100 - done % 100))
+            report(len(run.losses), sum(run.losses[done:]) / (len(run.losses) - done))
+            if checkpoint is not None:
+                torch.save(run.state(), checkpoint.with_suffix(".new"))
+                os.replace(checkpoint.with_suffix(".new"), checkpoint)  # never half a file
     finally:
         torch.set_num_threads(threads)
+    return run.model, run.losses
 
 
-def _trained(
-    recipe: Recipe,
-    tokens: Int[Tensor, " n"],
-    num_steps: int | None,
-    checkpoint: Path | None,
-    report: Callable[[int, float], object],
-) -> tuple[Decoder, list[float]]:
-    num_steps = recipe.num_steps if num_steps is None else num_steps
-    generator = torch.Generator().manual_seed(recipe.seed)
-    model = initialise(Decoder(recipe.config), generator=generator, std=recipe.std)
-    optimizer = adamw(model, betas=recipe.betas)
-    data = batches(
-        tokens,
-        batch_size=recipe.batch_size,
-        seq_len=recipe.config.max_seq_len,
-        generator=generator,
-    )
-    rates = warmup_cosine(
-        recipe.peak_rate, num_steps=recipe.num_steps, num_warmup_steps=recipe.num_warmup_steps
-    )
-    losses: list[float] = []
-    if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        losses = state["losses"]
-    for _ in islice(data, len(losses)):
-        pass
-    while len(losses) < num_steps:
-        end = min(num_steps, len(losses) + 100)
-        losses += fit(
-            model, data, optimizer=optimizer, schedule=rates[len(losses) : end], loss=bf16_loss
+class Run:
+    """A training that can stop and go on: what it holds beside the recipe and the text."""
+
+    def __init__(self, recipe: Recipe, tokens: Int[Tensor, " n"]) -> None:
+        generator = torch.Generator().manual_seed(recipe.seed)
+        decoder = Decoder(recipe.config)
+        self.model = initialise(decoder, generator=generator, std=recipe.std)
+        self.optimizer = adamw(self.model, betas=recipe.betas)
+        self.data = batches(
+            tokens,
+            batch_size=recipe.batch_size,
+            seq_len=recipe.config.max_seq_len,
+            generator=generator,
         )
-        if checkpoint is not None:
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "losses": losses,
-            }
-            torch.save(state, checkpoint.with_suffix(".new"))
-            os.replace(checkpoint.with_suffix(".new"), checkpoint)  # never half a file
-        report(len(losses), sum(losses[-100:]) / len(losses[-100:]))
-    return model, losses
+        self.rates = warmup_cosine(
+            recipe.peak_rate, num_steps=recipe.num_steps, num_warmup_steps=recipe.num_warmup_steps
+        )
+        self.losses: list[float] = []
+
+    def go_on(self, num_steps: int) -> None:
+        """The next steps."""
+        done = len(self.losses)
+        schedule = self.rates[done : done + num_steps]
+        self.losses += fit(
+            self.model, self.data, optimizer=self.optimizer, schedule=schedule, loss=bf16_loss
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "losses": self.losses,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where the checkpoint was written; called once, on a fresh run."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = list(state["losses"])
+        for _ in islice(self.data, len(self.losses)):  # the order of the data, replayed
+            pass
 
 
 def serialized(model: Decoder, dtype: torch.dtype) -> bytes:
@@ -186,7 +193,7 @@ def sha256(data: bytes) -> str:
 
 
 def processor() -> str:
-    """The kind of processor, of which the last bit of a product depends."""
+    """The kind of processor, on which the last bit of a product depends."""
     cpuinfo = Path("/proc/cpuinfo")
     fields = dict.fromkeys(("model name", "cpu family", "model"), "")
     if cpuinfo.exists():
