@@ -332,6 +332,12 @@ def tests(session: nox.Session) -> None:
         run(session, "tests_env", *pytest, "book/_ext/execution/tests", env=environment)
 
 
+@nox.session(venv_backend="none", requires=["book"], default=False)
+def train_models(session: nox.Session) -> None:
+    """Train the book's own models again, one core and about an hour; `-- small` or `-- draft` alone."""
+    run(session, "book", "-m", "llmbook.foundations.weights", *session.posargs)
+
+
 @nox.session(venv_backend="none", requires=["tests_env"], default=False)
 def site(session: nox.Session) -> None:
     """Check the built HTML: links, alt texts, outside requests, anchors (after `nox -s build`)."""

@@ -57,7 +57,17 @@ def run_stage(
     cache: Path, stage: list[str], pages: list[str], environment: dict[str, str]
 ) -> dict[str, str]:
     """Execute pages into a cache of their own; the failures by page."""
-    command = [sys.executable, "-m", "execution", "book", "--cache", str(cache), *PATIENT, *stage, *pages]
+    command = [
+        sys.executable,
+        "-m",
+        "execution",
+        "book",
+        "--cache",
+        str(cache),
+        *PATIENT,
+        *stage,
+        *pages,
+    ]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
     )

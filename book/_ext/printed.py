@@ -53,8 +53,11 @@ def said(digits: int) -> str:
 
 def executed(cache: Path, page: str) -> Any:
     """The notebook of a page's last execution."""
-    record = json.loads((cache / "pages" / f"{page}.json").read_bytes())
-    return json.loads((cache / "executed" / record["hashkey"] / "base.ipynb").read_bytes())
+    try:
+        record = json.loads((cache / "pages" / f"{page}.json").read_bytes())
+        return json.loads((cache / "executed" / record["hashkey"] / "base.ipynb").read_bytes())
+    except FileNotFoundError as error:
+        raise SystemExit(f"{page} has no outputs in {cache.name}: build it first") from error
 
 
 def texts(notebook: Any) -> Texts:

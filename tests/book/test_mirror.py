@@ -15,8 +15,10 @@ COSTS = {  # a costs module bears the stem of its page
     "latency": "inference",
 }  # fmt: skip
 PARTS = {  # a page too large for one module
-    "foundations/ratings": "foundations/evaluation", "foundations/unigram": "foundations/tokenization",
-}  # fmt: skip
+    "foundations/kneser_ney": "foundations/language_modelling",
+    "foundations/ratings": "foundations/evaluation",
+    "foundations/unigram": "foundations/tokenization",
+}
 MODULES = [
     file.relative_to(SOURCE).with_suffix("")
     for file in sorted(SOURCE.glob("**/*.py"))

@@ -126,3 +126,12 @@ def test_every_page_says_when_it_was_executed(built):
 @pytest.fixture
 def built(request):
     return Path(request.config.getoption("--built"))
+
+
+def test_what_the_book_says_it_prints_is_what_it_prints(request):
+    """`nox -s verify` compares a reader's run with book/printed: it must not fall behind."""
+    from verify import executed_pages, outdated
+
+    cache = Path(request.config.getoption("--built")).parent / "cache"
+    found = outdated(cache, executed_pages(cache), exactly=False)
+    assert not found, f"`nox -s printed` stores what these pages print: {', '.join(found)}"

@@ -41,7 +41,8 @@ OPTIONS = {  # the defaults stand in `stage.Options`
     "--why": {"metavar": "PAGE", "help": "say why a page ran or would run, and run nothing"},
     "--fresh": {"action": "store_true", "help": "execute every page, whatever the cache says"},
     "--kernels": {"action": "store_true", "help": "ordinary Jupyter kernels instead of forks"},
-    "--slack": {"type": float, "help": "a budget's multiple that stops a page (slow machines)"},
+    "--cpu-slack": {"type": float, "help": "a budget's multiple that stops a page"},
+    "--wall-slack": {"type": float, "help": "the same for seconds in which a page only waits"},
 }
 
 

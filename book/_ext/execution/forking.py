@@ -69,7 +69,7 @@ def run_pages(
 ) -> Iterator[Result]:
     """Execute pages, given in order of preference."""
     import_shared(options.preload, scope)
-    jobs, slack = options.jobs, options.slack
+    jobs = options.jobs
     gc.freeze()  # collections in the children then do not copy the parent's memory
     waiting, running = list(pages), list[Child]()
     while waiting or running:
@@ -84,9 +84,9 @@ def run_pages(
         for child in list(running):
             if child.handle in ended:
                 running.remove(child)
-                yield end(child, running, slack)
+                yield end(child, running, options.cpu_slack)
             else:
-                look_after(child, slack)
+                look_after(child, options)
     progress.show([])
 
 
@@ -128,7 +128,7 @@ def start(page: Page, scope: Scope) -> Child:
         os._exit(1)  # whatever happens, nothing of the parent's code may run here
 
 
-def look_after(child: Child, slack: float) -> None:
+def look_after(child: Child, options: Options) -> None:
     """Stop a page that computes too much or waits too long; its stack says at which line.
 
     A page waits while none of its processes runs, wants to run, or reads a disk: one that is merely
@@ -139,9 +139,9 @@ def look_after(child: Child, slack: float) -> None:
     if cpu == child.cpu and not any(fields[0] in "RD" for fields in family.values()):
         child.waited += now - child.looked
     child.looked, child.cpu = now, cpu
-    if child.waited > budget:
+    if child.waited > budget * options.wall_slack:
         child.stopped = f"hangs: stopped after {child.waited:.1f} s of waiting"
-    elif cpu > budget * slack:
+    elif cpu > budget * options.cpu_slack:
         child.stopped = f"stopped after {cpu:.1f} s of CPU"
     if child.stopped:
         ask_for_stack(child)

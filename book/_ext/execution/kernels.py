@@ -35,7 +35,7 @@ def run_pages(
 ) -> Iterator[Result]:
     """Execute pages, each in a new kernel; their notes lie in a folder."""
     with ThreadPoolExecutor(options.jobs) as pool:
-        yield from pool.map(lambda page: run_page(page, options.slack, scope, folder), pages)
+        yield from pool.map(lambda page: run_page(page, options.cpu_slack, scope, folder), pages)
 
 
 def run_page(page: Page, slack: float, scope: watch.Scope, folder: Path) -> Result:

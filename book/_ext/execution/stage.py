@@ -49,7 +49,8 @@ class Options(argparse.Namespace):
     why: str | None = None
     fresh: bool = False
     kernels: bool = False
-    slack: float = 3.0
+    cpu_slack: float = 3.0
+    wall_slack: float = 1.0
 
     def root(self) -> Path:
         """The repository: the nearest folder above the book that git knows, else its parent."""

@@ -48,8 +48,8 @@ class Votes:
 
 
 def expected_score(
-    rating: Float[Tensor, "*shape"], opponent: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+    rating: Float[Tensor, "*#shape"], opponent: Float[Tensor, "*#shape"]
+) -> Float[Tensor, "*#shape"]:
     """What a player of this rating scores on average: 1 / (1 + 10^((opponent - rating) / 400)).
 
     >>> round(expected_score(torch.tensor(1227.0), torch.tensor(1130.0)).item(), 2)

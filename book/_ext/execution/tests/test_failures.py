@@ -137,7 +137,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Book, subprocess.Comp
         "locks.txt": "nbformat==5.0\n"
     }
     book = write_book(tmp_path_factory.mktemp("failures") / "repository", files)
-    return book, book.stage("--slack", "2")
+    return book, book.stage("--cpu-slack", "2")
 
 
 def line_at(text: str, expected: str) -> str:
