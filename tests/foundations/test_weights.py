@@ -163,7 +163,7 @@ def test_small_knows_the_held_out_text_far_better_than_draft(held_out):
 
 
 def test_draft_and_small_share_half_of_what_they_expect(held_out):
-    assert acceptance(load("small")[0], load("draft")[0], held_out[:3000], seq_len=256) > 0.45
+    assert acceptance(load("small")[0], load("draft")[0], held_out[:3000], seq_len=256) > 0.5
 
 
 def test_small_writes_words_of_the_corpus():

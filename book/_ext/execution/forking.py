@@ -34,7 +34,11 @@ POLL_SECONDS = 0.2
 CELL_FRAME = re.compile(r'File "<ipython-input-(\d+)-\w+>", line (\d+)')
 
 # What a first figure imports: a third of a second in each child.
-COMPANIONS = ("backends.backend_pdf", "backends.backend_svg")
+COMPANIONS = (
+    "matplotlib.backends.backend_pdf",
+    "matplotlib.backends.backend_svg",
+    "matplotlib_inline.backend_inline",
+)
 
 Notes = dict[str, list[str]]  # by kind: file, folder, missing, path, version, cell, done ...
 
@@ -68,6 +72,7 @@ def run_pages(
     pages: list[Page], options: Options, scope: Scope, progress: Progress
 ) -> Iterator[Result]:
     """Execute pages, given in order of preference."""
+    progress.show([("what pages share", 0.0)])
     import_shared(options.preload, scope)
     jobs = options.jobs
     gc.freeze()  # collections in the children then do not copy the parent's memory
@@ -97,7 +102,7 @@ def import_shared(modules: str, scope: Scope) -> None:
         importlib.import_module(module)
     if "matplotlib.pyplot" in sys.modules:
         for module in COMPANIONS:
-            importlib.import_module(f"matplotlib.{module}")
+            importlib.import_module(module)
     importlib.import_module("execution.cells").compile_schemas()
     own = [file for file in files_of_modules() if scope.covers(file)]
     if own:

@@ -161,6 +161,8 @@ def test_failure_is_named_with_its_place(
     text, expected = BAD_PAGES[name]
     assert message.startswith(expected)
     assert text.splitlines()[int(number) - 1] == line_at(text, expected)
+    if waited := re.search(r"hangs: stopped after ([\d.]+) s of waiting", message):
+        assert 0.3 < float(waited[1]) < 3  # its budget, and the time between two looks at it
 
 
 def test_exit_code_and_count_say_so(run: tuple[Book, subprocess.CompletedProcess[str]]) -> None:

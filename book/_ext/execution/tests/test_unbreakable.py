@@ -20,12 +20,16 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from execution import processes
 from execution.cache import Cache
+from execution.forking import look_after
 from execution.reports import busy
 from execution.sphinx_hook import stamp
+from execution.stage import Options
 from execution.tests.fixture_book import FILES, PAGES, Book, cell, page, write_book
 
 
@@ -197,6 +201,20 @@ def test_starved_pages_are_no_hang_and_the_busy_machine_is_named(
     record = Cache(book.cache).record("a")
     assert record is not None
     assert re.search(r"in \d+\.\d s on a busy machine \(\d\.\d s of CPU\)\.$", stamp(record))
+
+
+@pytest.mark.parametrize(("state", "waits"), [("S", True), ("T", True), ("R", False), ("D", False)])
+def test_a_page_waits_only_while_nothing_of_it_could_run(
+    monkeypatch: pytest.MonkeyPatch, state: str, waits: bool
+) -> None:
+    family = {1: ["S", *"0" * 20], 2: [state, *"0" * 20]}  # a page and its rank, without progress
+    monkeypatch.setattr(processes, "tree", lambda pid: family)
+    long_budget = SimpleNamespace(budget=100.0)
+    child = SimpleNamespace(
+        page=long_budget, pid=1, cpu=0.0, waited=0.0, looked=time.monotonic() - 5, stopped=""
+    )
+    look_after(child, Options())  # type: ignore[arg-type]
+    assert (child.waited >= 5) == waits
 
 
 def test_only_standing_in_line_makes_a_machine_busy() -> None:
