@@ -31,12 +31,13 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
 )
+from transformers.activations import ACT2FN
 
 from llmbook.config import ModelConfig
 from llmbook.config.modules import modules
 from llmbook.costs.parameters import parameter_count
 from llmbook.foundations.attention import KVCache
-from llmbook.foundations.decoder import Decoder, initialise
+from llmbook.foundations.decoder import ACTIVATIONS, Decoder, initialise
 from llmbook.zoo.catalogue import cards
 
 PAGE = Path(__file__).parents[2] / "book" / "foundations" / "decoder.md"
@@ -186,7 +187,8 @@ def gpt_neox(config):
     theirs = GPTNeoXConfig(
         vocab_size=config.vocab_size, hidden_size=config.hidden_size,
         num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
-        intermediate_size=config.intermediate_size, hidden_act=config.activation,
+        intermediate_size=config.intermediate_size,
+        hidden_act={"gelu_tanh": "gelu_fast"}.get(config.activation, config.activation),
         layer_norm_eps=config.norm_epsilon, tie_word_embeddings=config.tie_embeddings,
         use_parallel_residual=config.block == "parallel", attention_bias=config.attention_bias,
         rotary_pct=config.rotary_fraction, rotary_emb_base=config.rope_theta,
@@ -322,8 +324,7 @@ OPT = TINY.but(position_offset=2, activation="relu")
 BLOOM = TINY.but(positions="alibi", embedding_norm=True)
 GPT_1 = TINY.but(norm_placement="post", final_norm=False)
 NEOX = TINY.but(
-    positions="rotary", rotary_fraction=0.25, block="parallel", activation="gelu",
-    tie_embeddings=False,
+    positions="rotary", rotary_fraction=0.25, block="parallel", tie_embeddings=False
 )  # fmt: skip
 BARE = {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}
 FALCON_7B = TINY.but(
@@ -369,7 +370,7 @@ FAMILIES = {
     "gpt-neox, sequential, whole heads turned, no attention bias, tied": (
         gpt_neox, NEOX.but(
             block="sequential", rotary_fraction=1.0, attention_bias=False,
-            attention_output_bias=False, tie_embeddings=True,
+            attention_output_bias=False, tie_embeddings=True, activation="gelu",
         ),
     ),
     "gpt-neox, 4 heads half turned, relu, narrow": (
@@ -453,6 +454,24 @@ def padded_batch():
     mask = torch.ones(2, 20, dtype=torch.bool)
     mask[1, :6] = False
     return tokens, mask, (mask.long().cumsum(-1) - 1).masked_fill(~mask, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("gpt-1", "gelu_new"), ("gpt-2-xl", "gelu_new"), ("gpt-neox-20b", "gelu_fast"),
+        ("starcoder", "gelu"), ("falcon-7b", "gelu"), ("mixtral-8x7b", "silu"),
+    ],
+)  # fmt: skip
+def test_the_activation_of_a_card_is_that_of_the_released_config_json(name, theirs):
+    """It has no shape, so no weights show it: GPT-NeoX's card once had the exact GELU."""
+    x = torch.linspace(-5, 5, 1001)
+    off = {
+        kind: (activation(x) - ACT2FN[theirs](x)).abs().max().item()
+        for kind, activation in ACTIVATIONS.items()
+    }
+    assert min(off, key=off.get) == cards()[name].config.activation
+    assert sorted(off.values())[0] < 1e-6 < 1e-4 < sorted(off.values())[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
