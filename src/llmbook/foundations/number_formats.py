@@ -104,7 +104,7 @@ def finite_values(number_format: FloatFormat) -> Float[Tensor, " codes"]:
 def spacing(x: Float[Tensor, "*shape"], number_format: FloatFormat) -> Float[Tensor, "*shape"]:
     """Distance between the format's neighbours around x, in float64; never below the subnormals'.
 
-    2^(e - m) where 2^e <= |x| < 2^(e + 1): it doubles with every power of two.
+    2^(e - m) where 2^e <= abs(x) < 2^(e + 1): it doubles with every power of two.
 
     >>> spacing(torch.tensor([1.0, 255.0, 256.0]), BF16).tolist()
     [0.0078125, 1.0, 2.0]
@@ -185,7 +185,7 @@ def quantize_absmax(
 ) -> tuple[Int[Tensor, "*shape"], Float[Tensor, "*scale"]]:
     """Integers from -(2^(bits-1) - 1) to 2^(bits-1) - 1 and the scale to multiply them by.
 
-    The scale is max |x| / (2^(bits-1) - 1), of the whole tensor, or of each row along `dim`:
+    The scale is max abs(x) / (2^(bits-1) - 1), of the whole tensor, or of each row along `dim`:
     dettmers2022llmint8, section 2.1.
 
     >>> codes, scale = quantize_absmax(torch.tensor([1.0, -0.5, 0.1]))
@@ -267,7 +267,7 @@ def integer_codebook(bits: int) -> Float[Tensor, " codes"]:
 def quantize_blockwise(
     x: Float[Tensor, "*shape"], codes: Float[Tensor, " codes"], *, block_size: int
 ) -> tuple[Int[Tensor, "blocks block"], Float[Tensor, "blocks 1"]]:
-    """For each block of consecutive numbers its largest |x|, and for each number a place in `codes`.
+    """For each block of consecutive numbers its largest abs(x), and for each number a place in `codes`.
 
     The number divided by its block's largest goes to the nearest code: dettmers20228bit,
     section 2.1. x = codes[index] * scale, in the shape "blocks block".
