@@ -183,7 +183,7 @@ def test_special_tokens_are_the_last_ids_and_never_read_from_text(texts):
     assert BytePairTokenizer.from_bytes(tokenizer.to_bytes()) == tokenizer
 
 
-def test_extension_keeps_every_old_token_and_english_unchanged(texts):
+def test_extension_keeps_every_old_token_and_makes_no_english_dearer(texts):
     english = [document.text for document in documents()[::40]]
     base = train_byte_pair(english, vocab_size=1000, special_tokens=["<end>"])
     titles = [t.title for t in bilingual_titles()]
@@ -260,7 +260,7 @@ def test_word_piece_training_begins_as_in_hugging_faces_course():
 
 
 def test_the_published_order_of_a_chinese_primer_is_greedy_at_each_step():
-    """zhihusubword's claim has ties: each merge in it is among the most frequent at its turn."""
+    """lukesubword's claim has ties: each merge in it is among the most frequent at its turn."""
     words = {"low": 5, "lower": 2, "newest": 6, "widest": 3}
     spelled = {word: [*word, "</w>"] for word in words}
     order = "es est est</w> lo low ne new newest</w> low</w> wi wid widest</w> lowe lower lower</w>"

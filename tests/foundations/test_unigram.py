@@ -113,6 +113,13 @@ def test_pruning_drops_what_is_never_in_a_best_cut():
     assert pruned(model, {"abc": 4, "bc": 1}, size=4).log_probs.keys() == {"a", "b", "c", "ab"}
 
 
+def test_pruning_weighs_a_piece_by_its_count():
+    """Without "ab" a word costs 1.5 nats more, without "cd" only 1; but there are ten of these."""
+    model = Unigram({**dict.fromkeys("abcd", -2.0), "ab": -2.5, "cd": -3.0})
+    assert pruned(model, {"ab": 1, "cd": 10}, size=5).log_probs.keys() == {*"abcd", "cd"}
+    assert pruned(model, {"ab": 10, "cd": 1}, size=5).log_probs.keys() == {*"abcd", "ab"}
+
+
 @pytest.mark.parametrize(
     "text", ["Hello world", " two  blanks ", "ｆｕｌｌ，width", "", "人工 智能", "a\tb\nc"]
 )

@@ -23,7 +23,7 @@ NEVER = 1e-12  # count of a piece out of use, which must stay possible
 class Unigram:
     """Pieces with log-probabilities: a text's probability is a product over the pieces of a cut.
 
-    kudo2018subword, eq. (1). A character that is no piece counts as one, e^10 times less likely than
+    kudo2018subword, section 3.2. A character that is no piece counts as one, e^10 times less likely than
     the least likely piece (the penalty of SentencePiece and of `tokenizers`).
     """
 
