@@ -77,6 +77,7 @@ bibtex_cite_id = "ref-{key}"
 bibtex_tooltips = True
 
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True  # a function as default shows its name
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 intersphinx_mapping: dict[
