@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from llmbook.config import ModelConfig
 from llmbook.costs.collectives import ring_bytes
 from llmbook.costs.parameters import parameter_count
 from llmbook.costs.zero import row_shard_numel
@@ -16,23 +15,10 @@ from llmbook.rehearsal import extended, rehearse
 from llmbook.training.fully_sharded import forward_and_backward, sharded_decoder
 from llmbook.zoo.catalogue import config as card
 
-TINY = ModelConfig(
-    vocab_size=19,
-    hidden_size=10,
-    num_layers=2,
-    num_heads=5,
-    num_kv_heads=1,
-    intermediate_size=23,
-    max_seq_len=9,
-    positions="rotary",
-    norm="rms_norm",
-    activation="silu",
-    gated=True,
-    attention_bias=False,
-    attention_output_bias=False,
-    mlp_bias=False,
-    tie_embeddings=False,
-)
+TINY = card("llama-7b").but(
+    vocab_size=19, hidden_size=10, embedding_size=10, num_layers=2, num_heads=5, num_kv_heads=1,
+    head_dim=2, intermediate_size=23, max_seq_len=9,
+)  # fmt: skip
 STEP = partial(forward_and_backward, batch_size=1, seq_len=8)
 
 

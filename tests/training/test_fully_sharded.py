@@ -3,31 +3,18 @@
 import pytest
 import torch
 
-from llmbook.config import ModelConfig
 from llmbook.costs.collectives import all_gather_bytes, reduce_scatter_bytes
 from llmbook.costs.zero import row_shard_numel
 from llmbook.foundations.decoder import Decoder, initialise
 from llmbook.processes import run
 from llmbook.training.fully_sharded import FullySharded
 from llmbook.training.zero import AdamW, ParametersSharded, train
+from llmbook.zoo.catalogue import config as card
 
-CONFIG = ModelConfig(
-    vocab_size=19,
-    hidden_size=10,
-    num_layers=2,
-    num_heads=5,
-    num_kv_heads=1,
-    intermediate_size=23,
-    max_seq_len=9,
-    positions="rotary",
-    norm="rms_norm",
-    activation="silu",
-    gated=True,
-    attention_bias=False,
-    attention_output_bias=False,
-    mlp_bias=False,
-    tie_embeddings=False,
-)
+CONFIG = card("llama-7b").but(
+    vocab_size=19, hidden_size=10, embedding_size=10, num_layers=2, num_heads=5, num_kv_heads=1,
+    head_dim=2, intermediate_size=23, max_seq_len=9,
+)  # fmt: skip
 SETTINGS = AdamW(learning_rate=0.01, betas=(0.8, 0.95), epsilon=1e-6, weight_decay=0.1)
 NUMBER = 8  # bytes of a float64
 

@@ -31,27 +31,15 @@ from llmbook.training.zero import (
     torch_adamw,
     train,
 )
+from llmbook.zoo.catalogue import config as card
 
 PAGE = Path(__file__).parents[2] / "book" / "training" / "zero.md"
 STAGES = {0: DataParallel, 1: OptimizerSharded, 2: GradientsSharded, 3: ParametersSharded}
 # Widths that 2, 3 and 4 do not divide.
-UNTIED = ModelConfig(
-    vocab_size=19,
-    hidden_size=10,
-    num_layers=3,
-    num_heads=5,
-    num_kv_heads=1,
-    intermediate_size=23,
-    max_seq_len=9,
-    positions="rotary",
-    norm="rms_norm",
-    activation="silu",
-    gated=True,
-    attention_bias=False,
-    attention_output_bias=False,
-    mlp_bias=False,
-    tie_embeddings=False,
-)
+UNTIED = card("llama-7b").but(
+    vocab_size=19, hidden_size=10, embedding_size=10, num_layers=3, num_heads=5, num_kv_heads=1,
+    head_dim=2, intermediate_size=23, max_seq_len=9,
+)  # fmt: skip
 TIED = ModelConfig(
     vocab_size=19, hidden_size=9, num_layers=2, num_heads=3, intermediate_size=13, max_seq_len=9
 )
