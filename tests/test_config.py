@@ -5,6 +5,11 @@ import pytest
 from llmbook.config import ModelConfig, differences
 
 SIZES = {"vocab_size": 16, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "max_seq_len": 8}
+EXPERTS = {"num_experts": 4, "experts_per_token": 2}
+LATENT = {
+    "kv_latent_dim": 8, "rope_dim": 2, "positions": "rotary", "attention_bias": False,
+    "attention_output_bias": False,
+}  # fmt: skip
 
 
 def test_derived_widths_are_the_classic_ones():
@@ -69,6 +74,51 @@ def test_derived_widths_are_the_classic_ones():
             "experts_per_token 5 is not between 1 and num_experts 4",
         ),
         ({"experts_per_token": 2}, "experts_per_token 2 contradicts num_experts 0"),
+        ({"num_shared_experts": 1}, "num_shared_experts 1 contradicts num_experts 0"),
+        ({"router": "sigmoid"}, "router 'sigmoid' contradicts num_experts 0"),
+        ({"router_bias": True}, "router_bias True contradicts num_experts 0"),
+        ({"router": "hash"}, "router 'hash' is none of top_softmax, softmax, sigmoid"),
+        (EXPERTS | {"num_shared_experts": -1}, "num_shared_experts -1 is negative"),
+        (EXPERTS | {"expert_intermediate_size": -8}, "expert_intermediate_size -8 is negative"),
+        (
+            EXPERTS | {"num_dense_layers": 2},
+            "num_dense_layers 2 leaves none of num_layers 2 to num_experts 4",
+        ),
+        (EXPERTS | {"routed_scale": 0.0}, "routed_scale 0.0 is not positive"),
+        (
+            EXPERTS | {"num_expert_groups": 3},
+            "num_experts 4 is not a multiple of num_expert_groups 3",
+        ),
+        (
+            EXPERTS | {"num_expert_groups": 2, "groups_per_token": 3},
+            "groups_per_token 3 is not between 1 and num_expert_groups 2",
+        ),
+        (
+            EXPERTS | {"num_expert_groups": 2, "experts_per_token": 3},
+            "experts_per_token 3 do not fit into 1 of 2 groups of 2",
+        ),
+        (
+            EXPERTS | {"num_expert_groups": 4, "groups_per_token": 4},
+            "num_expert_groups 4 of num_experts 4 have one expert each: the two best of a group "
+            "are its score",
+        ),
+        ({"rope_dim": 4}, "rope_dim 4 or query_latent_dim 0 contradicts kv_latent_dim 0"),
+        ({"kv_latent_dim": -4}, "kv_latent_dim -4 is negative"),
+        (LATENT | {"rope_dim": 3}, "rope_dim 3 is no number of pairs: rotary positions turn pairs"),
+        (
+            LATENT | {"positions": "alibi"},
+            "kv_latent_dim 8 contradicts positions 'alibi' turning 100% of a head: rope_dim "
+            "numbers are turned",
+        ),
+        (
+            LATENT | {"num_kv_heads": 1},
+            "kv_latent_dim 8 contradicts num_kv_heads 1 of num_heads 3: the latent serves all",
+        ),
+        (
+            LATENT | {"attention_bias": True},
+            "kv_latent_dim 8 contradicts attention_bias True and attention_output_bias False: its "
+            "matrices have none",
+        ),
     ],
 )
 def test_an_impossible_config_is_refused_in_one_sentence(changes, sentence):
@@ -83,3 +133,14 @@ def test_differences_are_what_turns_one_configuration_into_the_other():
     assert set(found) == {"num_layers", "block", "norm_epsilon"}
     assert one.but(name="other", **{field: new for field, (_, new) in found.items()}) == other
     assert differences(one, one.but(name="another name")) == {}
+
+
+def test_an_expert_is_as_wide_as_a_dense_layer_unless_it_has_a_width_of_its_own():
+    config = ModelConfig(**SIZES, **EXPERTS, num_dense_layers=1)
+    assert (config.expert_width, config.num_sparse_layers) == (48, 1)
+    assert config.but(expert_intermediate_size=7).expert_width == 7
+    assert ModelConfig(**SIZES).num_sparse_layers == 0
+
+
+def test_latent_attention_turns_numbers_beside_the_head():
+    assert ModelConfig(**SIZES, **LATENT).rotary_dim == 2

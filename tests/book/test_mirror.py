@@ -12,12 +12,20 @@ CHAPTERS = ("foundations", "training", "inference", "zoo", "data")
 COSTS = {  # a costs module bears the stem of its page
     "parameters": "foundations", "flops": "foundations", "memory": "training", "recomputation": "training",
     "collectives": "training", "zero": "training", "pipeline_parallel": "training", "kv_cache": "inference",
-    "latency": "inference",
+    "latency": "inference", "multimodal": "foundations",
 }  # fmt: skip
 PARTS = {  # a page too large for one module
+    "foundations/mixture_of_experts_runs": "foundations/mixture_of_experts",
+    "foundations/instruction_runs": "foundations/instruction_following",
     "foundations/kneser_ney": "foundations/language_modelling",
+    "foundations/multimodal_runs": "foundations/multimodal",
     "foundations/ratings": "foundations/evaluation",
+    "foundations/reasoning_runs": "foundations/reasoning",
+    "foundations/recall": "foundations/recurrence",
+    "foundations/rwkv": "foundations/recurrence",
+    "foundations/scaling_runs": "foundations/scaling_laws",
     "foundations/unigram": "foundations/tokenization",
+    "foundations/votes": "foundations/reasoning",
 }
 MODULES = [
     file.relative_to(SOURCE).with_suffix("")

@@ -22,6 +22,9 @@ def test_names_are_unique_and_every_block_module_is_repeated(name):
     assert len({module.name for module in found}) == len(found)
     for module in found:
         copies = config.num_layers if "layers.*." in module.name else 1
+        if ".mlp." in module.name and config.num_experts:
+            routed = any(part in module.name for part in ("router", "experts", "shared"))
+            copies = copies - config.num_dense_layers if routed else config.num_dense_layers
         copies *= config.num_experts if "experts.*." in module.name else 1
         assert module.copies == copies
 

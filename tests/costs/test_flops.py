@@ -140,6 +140,24 @@ def test_experts_cost_what_the_chosen_ones_cost():
     assert extra == router + mlp
 
 
+@pytest.mark.parametrize("query_latent_dim", [0, 9])
+def test_latents_and_shared_experts_cost_what_pytorch_counts(query_latent_dim):
+    """All experts are chosen, so that the counter sees the same products whatever the scores."""
+    model = random_config(3).but(
+        positions="rotary", num_kv_heads=random_config(3).num_heads, kv_latent_dim=11, rope_dim=4,
+        query_latent_dim=query_latent_dim, attention_bias=False, attention_output_bias=False,
+        num_layers=3, num_dense_layers=1, num_experts=4, experts_per_token=4, num_shared_experts=2,
+        expert_intermediate_size=13, router="sigmoid", router_bias=True,
+    )  # fmt: skip
+    tokens = torch.zeros(2, 7, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        Decoder(model)(tokens)
+    assert forward_flops(model, batch_size=2, seq_len=7).total == counter.get_total_flops()
+    fewer = forward_flops(model.but(experts_per_token=1), batch_size=2, seq_len=7).total
+    three_experts = 3 * (3 if model.gated else 2) * model.hidden_size * 13 * 2  # in two layers
+    assert counter.get_total_flops() - fewer == 2 * 2 * 7 * three_experts
+
+
 def test_utilization_of_palm_and_mt_nlg_is_the_printed_one():
     """chowdhery2022palm, section 4.1: 45.7 % without attention and 46.2 % with it; MT-NLG 29.7 %."""
     palm = {"tokens_per_second": 238_300, "peak_flops": 6144 * 275e12}

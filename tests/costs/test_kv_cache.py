@@ -55,6 +55,14 @@ def test_bytes_are_a_tensor_s(seed):
     assert kv_bytes(model, batch_size=1, context_len=1) == kv_bytes_per_token(model)
 
 
+def test_a_latent_and_one_rotary_key_are_all_that_deepseek_v3_keeps():
+    """512 + 64 numbers of 2 bytes in 61 layers, against what 128 whole heads would keep."""
+    v3 = config("deepseek-v3")
+    assert kv_bytes_per_token(v3) == 61 * (512 + 64) * 2
+    whole = v3.but(kv_latent_dim=0, query_latent_dim=0, rope_dim=0)
+    assert kv_bytes_per_token(whole) == 61 * 2 * 128 * 128 * 2
+
+
 def test_grouping_divides_the_cache_and_leaves_the_flops_of_attention():
     """Query heads share: K = N, N / 4 and 1 of the same model (ainslie2023gqa, figure 2)."""
     many = config("llama-2-70b").but(num_kv_heads=64)

@@ -12,6 +12,8 @@ from formula import expressions
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     FalconConfig,
     FalconForCausalLM,
     GlmConfig,
@@ -53,8 +55,16 @@ VARIANTS = {
     "parallel": TINY.but(positions="rotary", rotary_fraction=0.25, block="parallel"),
     "one norm": TINY.but(positions="rotary", num_kv_heads=1, block="parallel_shared_norm"),
     "experts": TINY.but(gated=True, num_experts=4, experts_per_token=2),
+    "shared experts": TINY.but(
+        num_experts=4, experts_per_token=2, num_shared_experts=2, num_dense_layers=1,
+        expert_intermediate_size=10, router="sigmoid", router_bias=True, num_expert_groups=2,
+    ),
+    "latents": TINY.but(
+        positions="rotary", kv_latent_dim=20, query_latent_dim=30, rope_dim=4,
+        attention_bias=False, attention_output_bias=False,
+    ),
     "window": TINY.but(positions="rotary", sliding_window=3),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", cards())
@@ -65,8 +75,11 @@ def test_weights_are_those_of_the_list_of_modules(name):
         decoder = Decoder(config)
     expected = {}
     for module in modules(config):
+        experts = config.num_experts if "experts" in module.name else 1
+        routed = any(part in module.name for part in ("router", "experts", "shared"))
         for copy in range(module.copies):
-            layer, expert = divmod(copy, max(1, module.copies // config.num_layers))
+            layer, expert = divmod(copy, experts)
+            layer += config.num_dense_layers if routed else 0
             name = module.name.replace("*", str(layer), 1).replace("*", str(expert))
             for kind, shape in zip(("weight", "bias"), module.weights, strict=False):
                 expected[f"{name}.{kind}"] = shape
@@ -284,17 +297,69 @@ def mixtral(config):
     )  # fmt: skip
 
     def translate(state):
-        found = weights(state, LLAMA | {"mlp.gate.": "mlp.router."})
-        for layer in range(config.num_layers):
-            stem = f"layers.{layer}.mlp.experts"
-            both, down = found.pop(f"{stem}.gate_up"), found.pop(f"{stem}.down")
-            for expert in range(config.num_experts):
-                gate, up = both[expert].chunk(2)
-                parts = {"gate": gate, "up": up, "down": down[expert]}
-                found |= {f"{stem}.{expert}.{part}.weight": own for part, own in parts.items()}
-        return found
+        return experts_apart(weights(state, LLAMA | {"mlp.gate.": "mlp.router."}), config)
 
     return MixtralForCausalLM(theirs), translate
+
+
+def experts_apart(found, config):
+    """The state with each expert's matrices under a name of their own; in place."""
+    for layer in range(config.num_dense_layers, config.num_layers):
+        stem = f"layers.{layer}.mlp.experts"
+        both, down = found.pop(f"{stem}.gate_up"), found.pop(f"{stem}.down")
+        for expert in range(config.num_experts):
+            gate, up = both[expert].chunk(2)
+            parts = {"gate": gate, "up": up, "down": down[expert]}
+            found |= {f"{stem}.{expert}.{part}.weight": own for part, own in parts.items()}
+    return found
+
+
+def deepseek(config):
+    """DeepSeek-V3: a matrix for both keys and values, head by head, and a bias kept as a buffer."""
+    scaling = {"rope_type": "default"}
+    if config.rope_scaling == "yarn":
+        scaling = {
+            "rope_type": "yarn", "factor": config.rope_factor, "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": config.rope_trained_len,
+        }  # fmt: skip
+    theirs = DeepseekV3Config(
+        **llama_like(config)
+        | {
+            "head_dim": config.rope_dim,
+            "rope_parameters": scaling | {"rope_theta": config.rope_theta},
+        },
+        moe_intermediate_size=config.expert_width, n_routed_experts=config.num_experts,
+        n_shared_experts=config.num_shared_experts, num_experts_per_tok=config.experts_per_token,
+        first_k_dense_replace=config.num_dense_layers, norm_topk_prob=True,
+        n_group=config.num_expert_groups, topk_group=config.groups_per_token,
+        routed_scaling_factor=config.routed_scale, kv_lora_rank=config.kv_latent_dim,
+        q_lora_rank=config.query_latent_dim or None, qk_nope_head_dim=config.head_dim,
+        qk_rope_head_dim=config.rope_dim, v_head_dim=config.head_dim,
+        experts_implementation="eager",
+    )  # fmt: skip
+    names = {
+        "mlp.gate.e_score_correction_bias": "mlp.router.bias", "mlp.gate.": "mlp.router.",
+        "shared_experts": "shared", "q_a_proj": "query_down", "q_a_layernorm": "query_norm",
+        "q_b_proj": "query_up", "kv_a_proj_with_mqa": "down", "kv_a_layernorm": "latent_norm",
+    }  # fmt: skip
+    whole = {} if config.query_latent_dim else {"q_proj": "query_up"}
+
+    def translate(state):
+        found = experts_apart(weights(state, names | LLAMA | whole), config)
+        heads = (config.num_heads, 2 * config.head_dim)
+        for layer in range(config.num_layers):
+            stem = f"layers.{layer}.attention"
+            both = found.pop(f"{stem}.kv_b_proj.weight").unflatten(0, heads)
+            for part, own in zip(("key_up", "value_up"), both.chunk(2, dim=1), strict=True):
+                found[f"{stem}.{part}.weight"] = own.flatten(0, 1)
+        return found
+
+    model = DeepseekV3ForCausalLM(theirs)
+    for name, buffer in model.named_buffers():  # a bias that changes choices
+        if name.endswith("e_score_correction_bias"):
+            buffer.uniform_(-0.3, 0.3)
+    return model, translate
 
 
 def glm(config):
@@ -335,6 +400,11 @@ MISTRAL = TINY.but(
     tie_embeddings=False, num_kv_heads=2, intermediate_size=80, sliding_window=5,
 )  # fmt: skip
 MIXTRAL = MISTRAL.but(sliding_window=0, num_experts=4, experts_per_token=2)
+DEEPSEEK = MIXTRAL.but(
+    num_kv_heads=6, kv_latent_dim=24, query_latent_dim=28, rope_dim=4, num_experts=8,
+    expert_intermediate_size=24, num_shared_experts=2, num_dense_layers=1, router="sigmoid",
+    router_bias=True, routed_scale=2.5, num_expert_groups=4, groups_per_token=2, norm_epsilon=1e-6,
+)  # fmt: skip
 GLM = MISTRAL.but(
     sliding_window=0, rotary_fraction=0.5, attention_bias=True, norm_epsilon=1.5625e-7
 )
@@ -423,6 +493,21 @@ FAMILIES = {
             norm_epsilon=1e-2,
         ),
     ),
+    "deepseek": (deepseek, DEEPSEEK),
+    "deepseek, stretched, whole queries, one group, no dense layer, tied": (
+        deepseek, DEEPSEEK.but(
+            rope_scaling="yarn", rope_factor=5.0, rope_trained_len=8, query_latent_dim=0,
+            num_expert_groups=1, groups_per_token=1, num_dense_layers=0, tie_embeddings=True,
+            rope_theta=100.0,
+        ),
+    ),
+    "deepseek, one wide shared expert, two dense layers, narrow heads, gelu": (
+        deepseek, DEEPSEEK.but(
+            num_shared_experts=1, expert_intermediate_size=50, num_dense_layers=2, head_dim=6,
+            rope_dim=8, num_expert_groups=2, groups_per_token=1, experts_per_token=3,
+            routed_scale=1.0, activation="gelu", kv_latent_dim=11,
+        ),
+    ),
     "glm-4": (glm, GLM),
     "glm-4, no biases, tied, whole heads turned": (
         glm, GLM.but(attention_bias=False, tie_embeddings=True, rotary_fraction=1.0)
@@ -431,6 +516,11 @@ FAMILIES = {
         glm, GLM.but(head_dim=16, num_kv_heads=1, rope_theta=1000.0, activation="gelu")
     ),
 }  # fmt: skip
+
+
+def correction_biases(theirs):
+    """What DeepSeek's checkpoints hold and its makers' code calls parameters, and this class buffers."""
+    return [b for name, b in theirs.named_buffers() if name.endswith("e_score_correction_bias")]
 
 
 def pair(family):
@@ -445,7 +535,8 @@ def pair(family):
     if config.tie_embeddings:
         state.pop("head.weight")
     ours.load_state_dict(state)
-    assert parameter_count(config).total == sum(weight.numel() for weight in theirs.parameters())
+    learned = [*theirs.parameters(), *correction_biases(theirs)]
+    assert parameter_count(config).total == sum(weight.numel() for weight in learned)
     return ours, theirs
 
 

@@ -1,7 +1,7 @@
 """One frozen description of a decoder-only transformer, read by every floor of the library.
 
 Page: notation, whose names and letters the fields bear. A config chooses layers; there is no branch per family.
-Left out: shared experts, latent attention and recurrent layers, which come with their pages.
+Left out: recurrent layers, which come with their page.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ RopeScaling = Literal["llama3", "linear", "ntk", "yarn"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 NormPlacement = Literal["pre", "post", "sandwich"]
 Block = Literal["sequential", "parallel", "parallel_shared_norm"]
+Router = Literal["top_softmax", "softmax", "sigmoid"]
 CHOICES = {
     "positions": get_args(Positions),
     "rope_scaling": get_args(RopeScaling),
@@ -22,6 +23,7 @@ CHOICES = {
     "norm_placement": get_args(NormPlacement),
     "block": get_args(Block),
     "activation": get_args(Activation),
+    "router": get_args(Router),
 }
 
 
@@ -73,6 +75,17 @@ class ModelConfig:
     gated: bool = False  # SwiGLU and its relatives: a third matrix gates the feed-forward layer
     num_experts: int = 0  # feed-forward layers behind a router in each block; 0: one, no router
     experts_per_token: int = 0
+    expert_intermediate_size: int = 0  # width inside an expert; 0: F, as in Mixtral
+    num_shared_experts: int = 0  # experts that every token meets beside the routed ones
+    num_dense_layers: int = 0  # the first so many blocks have no router; DeepSeek-V3 has 3
+    router: Router = "top_softmax"  # what makes scores into weights
+    router_bias: bool = False  # added to choose, not to weigh: balances the load without a loss
+    routed_scale: float = 1.0  # factor on the weights of routed experts
+    num_expert_groups: int = 1  # DeepSeek-V3's router first chooses 4 groups of 8 ...
+    groups_per_token: int = 1  # ... and experts in these alone
+    kv_latent_dim: int = 0  # latent attention's C; 0: every head has keys and values of its own
+    query_latent_dim: int = 0  # the same for queries; 0: they come from the stream itself
+    rope_dim: int = 0  # latent attention turns so many numbers beside the H of a head
     attention_bias: bool = True  # on query, key and value
     attention_output_bias: bool = True
     mlp_bias: bool = True
@@ -107,7 +120,17 @@ class ModelConfig:
     @property
     def rotary_dim(self) -> int:
         """Numbers of a head that rotary positions turn; the others pass as they are."""
-        return int(self.head_dim * self.rotary_fraction)
+        return self.rope_dim or int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def expert_width(self) -> int:
+        """Width inside one expert: its own, or F."""
+        return self.expert_intermediate_size or self.intermediate_size
+
+    @property
+    def num_sparse_layers(self) -> int:
+        """Blocks with a router."""
+        return self.num_layers - self.num_dense_layers if self.num_experts else 0
 
     def rules(self) -> list[tuple[bool, str]]:
         """What must not be, and the sentence that says so."""
@@ -117,6 +140,7 @@ class ModelConfig:
         )  # fmt: skip
         fraction, rotary = self.rotary_fraction, self.positions == "rotary"
         return [
+            *self.latent_rules(),
             (N % K != 0, f"num_heads {N} is not a multiple of num_kv_heads {K}"),
             (rotary and H % 2 != 0, f"head_dim {H} is odd: rotary positions turn pairs"),
             (
@@ -153,6 +177,86 @@ class ModelConfig:
                 f"experts_per_token {k} is not between 1 and num_experts {E}",
             ),
             (E == 0 and k != 0, f"experts_per_token {k} contradicts num_experts 0"),
+            *self.expert_rules(),
+        ]
+
+    def expert_rules(self) -> list[tuple[bool, str]]:
+        """The same for what is finer in a layer with experts."""
+        E, k, G = self.num_experts, self.experts_per_token, self.num_expert_groups
+        chosen, defaults = self.groups_per_token, type(self).__dataclass_fields__
+        fields = (
+            "expert_intermediate_size", "num_shared_experts", "num_dense_layers", "router",
+            "router_bias", "routed_scale", "num_expert_groups", "groups_per_token",
+        )  # fmt: skip
+        return [
+            *(
+                (
+                    E == 0 and getattr(self, field) != defaults[field].default,
+                    f"{field} {getattr(self, field)!r} contradicts num_experts 0",
+                )
+                for field in fields
+            ),
+            *(
+                (getattr(self, field) < 0, f"{field} {getattr(self, field)} is negative")
+                for field in fields[:3]
+            ),
+            (
+                E > 0 and self.num_dense_layers >= self.num_layers,
+                f"num_dense_layers {self.num_dense_layers} leaves none of num_layers "
+                f"{self.num_layers} to num_experts {E}",
+            ),
+            (self.routed_scale <= 0, f"routed_scale {self.routed_scale} is not positive"),
+            (
+                E > 0 and (G < 1 or E % G != 0),
+                f"num_experts {E} is not a multiple of num_expert_groups {G}",
+            ),
+            (
+                not 1 <= chosen <= G,
+                f"groups_per_token {chosen} is not between 1 and num_expert_groups {G}",
+            ),
+            (
+                E > 0 and G > 0 and k * G > chosen * E,
+                f"experts_per_token {k} do not fit into {chosen} of {G} groups of {E // max(G, 1)}",
+            ),
+            (
+                G > 1 and E < 2 * G,
+                f"num_expert_groups {G} of num_experts {E} have one expert each: the two best of a "
+                "group are its score",
+            ),
+        ]
+
+    def latent_rules(self) -> list[tuple[bool, str]]:
+        """The same for latent attention."""
+        C, r, biased = self.kv_latent_dim, self.rope_dim, self.attention_bias
+        return [
+            *(
+                (getattr(self, field) < 0, f"{field} {getattr(self, field)} is negative")
+                for field in ("kv_latent_dim", "query_latent_dim", "rope_dim")
+            ),
+            (
+                C == 0 and (r != 0 or self.query_latent_dim != 0),
+                f"rope_dim {r} or query_latent_dim {self.query_latent_dim} contradicts "
+                "kv_latent_dim 0",
+            ),
+            (
+                C > 0 and (r < 2 or r % 2 != 0),
+                f"rope_dim {r} is no number of pairs: rotary positions turn pairs",
+            ),
+            (
+                C > 0 and (self.positions != "rotary" or self.rotary_fraction != 1),
+                f"kv_latent_dim {C} contradicts positions {self.positions!r} turning "
+                f"{self.rotary_fraction:.0%} of a head: rope_dim numbers are turned",
+            ),
+            (
+                C > 0 and self.num_kv_heads != self.num_heads,
+                f"kv_latent_dim {C} contradicts num_kv_heads {self.num_kv_heads} of num_heads "
+                f"{self.num_heads}: the latent serves all",
+            ),
+            (
+                C > 0 and (biased or self.attention_output_bias),
+                f"kv_latent_dim {C} contradicts attention_bias {biased} and attention_output_bias "
+                f"{self.attention_output_bias}: its matrices have none",
+            ),
         ]
 
     def but(self, **changes: Any) -> ModelConfig:

@@ -72,33 +72,70 @@ def embedding_modules(config: ModelConfig) -> list[Module]:
     return found
 
 
+def mlp_modules(
+    stem: str, config: ModelConfig, width: int, *, copies: int, idle: int = 0
+) -> list[Module]:
+    """Two matrices between D and the width, or three where one gates."""
+    D, bias, many = config.hidden_size, config.mlp_bias, {"copies": copies, "idle": idle}
+    inward = ("gate", "up") if config.gated else ("up",)
+    return [
+        *(linear(f"{stem}.{n}", "feed_forward", D, width, bias=bias, **many) for n in inward),
+        linear(f"{stem}.down", "feed_forward", width, D, bias=bias, **many),
+    ]
+
+
 def feed_forward_modules(config: ModelConfig) -> list[Module]:
     """The feed-forward layer of a block, or the router and all experts of it."""
-    D, F, L = config.hidden_size, config.intermediate_size, config.num_layers
-    E, k, bias = config.num_experts, config.experts_per_token, config.mlp_bias
-    stem = "layers.*.mlp.experts.*" if E else "layers.*.mlp"
-    number = {"copies": L * (E or 1), "idle": L * (E - k)}
-    found = [linear("layers.*.mlp.router", "feed_forward", D, E, bias=False, copies=L)] if E else []
-    for name in ("gate", "up") if config.gated else ("up",):
-        found.append(linear(f"{stem}.{name}", "feed_forward", D, F, bias=bias, **number))
-    return [*found, linear(f"{stem}.down", "feed_forward", F, D, bias=bias, **number)]
+    D, F, width, sparse = (
+        config.hidden_size, config.intermediate_size, config.expert_width,
+        config.num_sparse_layers,
+    )  # fmt: skip
+    E, k, shared = config.num_experts, config.experts_per_token, config.num_shared_experts
+    stem, dense = "layers.*.mlp", config.num_layers - sparse
+    found = mlp_modules(stem, config, F, copies=dense) if dense else []
+    if E:
+        bias, many = config.router_bias, {"copies": sparse * E, "idle": sparse * (E - k)}
+        found.append(linear(f"{stem}.router", "feed_forward", D, E, bias=bias, copies=sparse))
+        found += mlp_modules(f"{stem}.experts.*", config, width, **many)
+    if shared:  # side by side they are one wide network
+        found += mlp_modules(f"{stem}.shared", config, shared * width, copies=sparse)
+    return found
+
+
+def attention_modules(config: ModelConfig) -> list[Module]:
+    """The four matrices of attention, or those between the stream, the latents and the heads."""
+    D, L, N, H = config.hidden_size, config.num_layers, config.num_heads, config.head_dim
+    kv, C, narrow, r = (
+        config.num_kv_heads * H, config.kv_latent_dim, config.query_latent_dim, config.rope_dim,
+    )  # fmt: skip
+    bias, stem = config.attention_bias, "layers.*.attention"
+    shapes = {"query": (D, N * H), "key": (D, kv), "value": (D, kv)}
+    if C:
+        shapes = {"query_down": (D, narrow)} if narrow else {}
+        shapes |= {
+            "query_up": (narrow or D, N * (H + r)), "down": (D, C + r), "key_up": (C, N * H),
+            "value_up": (C, N * H),
+        }  # fmt: skip
+    norms = {"query_norm": narrow, "latent_norm": C}
+    return [
+        *(linear(f"{stem}.{n}", "attention", *s, bias=bias, copies=L) for n, s in shapes.items()),
+        *(Module(f"{stem}.{n}", "norm", ((w,),), L) for n, w in norms.items() if w),
+        linear(
+            f"{stem}.output", "attention", N * H, D, bias=config.attention_output_bias, copies=L
+        ),
+    ]
 
 
 def block_modules(config: ModelConfig) -> list[Module]:
     """The modules of one block, each with as many copies as the model has layers."""
-    D, L = config.hidden_size, config.num_layers
-    query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    qkv_bias, out_bias = config.attention_bias, config.attention_output_bias
+    L = config.num_layers
     sandwich = config.norm_placement == "sandwich"  # two more norms, each after its layer
     attention_after = [norm("layers.*.attention_output_norm", config, copies=L)] if sandwich else []
     mlp_before = [norm("layers.*.mlp_norm", config, copies=L)]
     mlp_after = [norm("layers.*.mlp_output_norm", config, copies=L)] if sandwich else []
     return [
         norm("layers.*.attention_norm", config, copies=L),
-        linear("layers.*.attention.query", "attention", D, query, bias=qkv_bias, copies=L),
-        linear("layers.*.attention.key", "attention", D, kv, bias=qkv_bias, copies=L),
-        linear("layers.*.attention.value", "attention", D, kv, bias=qkv_bias, copies=L),
-        linear("layers.*.attention.output", "attention", query, D, bias=out_bias, copies=L),
+        *attention_modules(config),
         *attention_after,
         *(mlp_before if config.block != "parallel_shared_norm" else []),
         *feed_forward_modules(config),

@@ -88,7 +88,9 @@ def forward_flops(
 
     2 B T for each weight of a matrix (a tied head is one more product with the table), and
     4 B N H a layer for each pair of a query and a key: 2 H for its score, 2 H for its part of
-    the mix. `context_len` is S, cached tokens included; None means T.
+    the mix. `context_len` is S, cached tokens included; None means T. Of a mixture's experts only
+    the k that a token is given count. Latent attention counts as in training: each latent widened
+    once, scores over H + r numbers.
 
     Raises:
         ValueError: if `seq_len` is not between 1 and `context_len`.
@@ -109,8 +111,9 @@ def forward_flops(
     }
     if config.tie_embeddings:
         by_module["head"] = 2 * batch_size * seq_len * config.vocab_size * config.embedding_size
-    width = config.num_heads * config.head_dim
-    by_module[SCORES] = by_module[MIX] = 2 * batch_size * config.num_layers * width * pairs
+    heads = 2 * batch_size * config.num_layers * config.num_heads * pairs
+    by_module[SCORES] = heads * (config.head_dim + config.rope_dim)
+    by_module[MIX] = heads * config.head_dim
     return FlopCount(sum(by_module.values()), by_module)
 
 

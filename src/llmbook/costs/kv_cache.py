@@ -1,7 +1,7 @@
 """What the cache of keys and values costs: its bytes, and what a decoding step reads and computes.
 
 Page: inference/kv_cache. Papers: shazeer2019fast, pope2023efficiently, ainslie2023gqa.
-Left out: time (inference/latency); quantized and windowed caches, latent attention; the half of a
+Left out: time (inference/latency); quantized and windowed caches; the half of a
 prefill's scores that the mask hides, which plain attention computes and throws away.
 """
 
@@ -18,7 +18,8 @@ from llmbook.units import bytes_of
 def kv_bytes_per_token(config: ModelConfig, *, dtype: str = "bf16") -> int:
     """Bytes that a token leaves in all caches: 2 K H L numbers (pope2023efficiently, section 2).
 
-    The 2 counts a key and a value; N, the heads of queries, does not occur.
+    The 2 counts a key and a value; N, the heads of queries, does not occur. Latent attention keeps
+    (C + r) L numbers instead (deepseekai2024deepseekv2, section 2.1.3).
 
     >>> wide = ModelConfig(
     ...     vocab_size=32_000, hidden_size=4096, num_layers=32, num_heads=32, max_seq_len=2048
@@ -26,7 +27,8 @@ def kv_bytes_per_token(config: ModelConfig, *, dtype: str = "bf16") -> int:
     >>> kv_bytes_per_token(wide), kv_bytes_per_token(wide.but(num_kv_heads=8))
     (524288, 131072)
     """
-    return 2 * config.num_kv_heads * config.head_dim * config.num_layers * bytes_of(dtype)
+    per_layer = config.kv_latent_dim + config.rope_dim or 2 * config.num_kv_heads * config.head_dim
+    return per_layer * config.num_layers * bytes_of(dtype)
 
 
 def kv_bytes(config: ModelConfig, *, batch_size: int, context_len: int, dtype: str = "bf16") -> int:

@@ -158,8 +158,8 @@ class LatentAttention(nn.Module):
     deepseekai2024deepseekv2, eq. (9) to (19) and appendix C: C is the width of the latent (their
     d_c), r that of the rotary part (their d_h^R) of which the key is shared by all heads. A
     `query_latent_dim` of 0 leaves queries whole, as DeepSeek-V2-Lite does. The norms are those of
-    their code.
-    Left out: the factor with which YaRN changes the scale (foundations/positions).
+    their code. A `magnitude` lengthens queries and keys, all their numbers and not the turned ones
+    alone, as their code does under YaRN.
 
     Raises:
         ValueError: if `rope_dim` is odd.
@@ -174,13 +174,14 @@ class LatentAttention(nn.Module):
         latent_dim: int,
         rope_dim: int,
         query_latent_dim: int = 0,
+        magnitude: float = 1.0,
     ) -> None:
         super().__init__()
         D, N, H, C, r = hidden_size, num_heads, head_dim, latent_dim, rope_dim
         if r % 2:
             raise ValueError(f"rope_dim {r} is odd: rotary positions turn pairs")
         narrow = query_latent_dim
-        self.sizes = (N, H, C, r)
+        self.sizes, self.scale = (N, H, C, r), magnitude**2 * (H + r) ** -0.5
         self.query_down = nn.Linear(D, narrow, bias=False) if narrow else nn.Identity()
         self.query_norm = RMSNorm(narrow, epsilon=1e-6) if narrow else nn.Identity()
         self.query_up = nn.Linear(narrow or D, N * (H + r), bias=False)
@@ -214,6 +215,7 @@ class LatentAttention(nn.Module):
         *,
         mask: Bool[Tensor, "*#heads #T S"],
         turn: Rotation,
+        bias: Float[Tensor, "*#heads #T S"] | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Widen the latents to N heads of keys and values, then attend as ever: for training."""
@@ -225,9 +227,8 @@ class LatentAttention(nn.Module):
         )
         key = torch.cat((key, turned.expand(-1, N, -1, -1)), dim=-1)  # B N S H+r
         query = torch.cat(self.queries(hidden, turn), dim=-1)  # B N T H+r
-        output: Tensor = self.output(
-            attention(query, key, value, mask=mask).transpose(1, 2).flatten(2)
-        )
+        mixed = attention(query, key, value, mask=mask, bias=bias, scale=self.scale)  # B N T H
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
 
     def absorbed(
@@ -243,12 +244,12 @@ class LatentAttention(nn.Module):
         q (W c) = (q W) c, so the widening of keys moves into the query, that of values behind
         the mix (deepseekai2024deepseekv2, appendix C).
         """
-        N, H, C, r = self.sizes
+        N, H, C, _ = self.sizes
         latent, turned = self.latents(hidden, turn, cache)
         content, asked = self.queries(hidden, turn)
         query = torch.cat((content @ self.key_up.weight.view(N, H, C), asked), dim=-1)  # B N T C+r
         key = torch.cat((latent, turned), dim=-1)  # B 1 S C+r
-        mixed = attention(query, key, latent, mask=mask, scale=(H + r) ** -0.5)  # B N T C
+        mixed = attention(query, key, latent, mask=mask, scale=self.scale)  # B N T C
         heads = mixed @ self.value_up.weight.view(N, H, C).mT  # B N T H
         output: Tensor = self.output(heads.transpose(1, 2).flatten(2))
         return output

@@ -2,7 +2,7 @@
 
 Page: foundations/decoder. Papers: radford2019language, black2022gptneox20b, zhang2022opt,
 bigscienceworkshop2022bloom, touvron2023llamaa, li2023starcoder, almazrouei2023falcon, du2022glm,
-jiang2024mixtral. The names of its weights are those of `llmbook.config.modules`.
+jiang2024mixtral, deepseekai2024deepseekv3. The names of its weights are those of `llmbook.config.modules`.
 A field of the config chooses a layer; nothing here knows a family.
 Left out: dropout, and what foundations/language_modelling brings: losses and generation.
 """
@@ -18,7 +18,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llmbook.config import ModelConfig
-from llmbook.foundations.attention import Attention, KVCache, causal_mask, prefix_mask, window_mask
+from llmbook.foundations.attention import (
+    Attention,
+    KVCache,
+    LatentAttention,
+    causal_mask,
+    prefix_mask,
+    window_mask,
+)
 from llmbook.foundations.mixture_of_experts import MixtureOfExperts
 from llmbook.foundations.normalization import norm
 from llmbook.foundations.positions import (
@@ -26,6 +33,7 @@ from llmbook.foundations.positions import (
     alibi_bias,
     configured_rotation,
     positions_under_padding,
+    yarn_magnitude,
 )
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -39,9 +47,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class MLP(nn.Module):
     """The feed-forward layer: down(act(up(x))), or down(act(gate(x)) * up(x)) (shazeer2020glu)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, width: int = 0) -> None:
         super().__init__()
-        D, F = config.hidden_size, config.intermediate_size
+        D, F = config.hidden_size, width or config.intermediate_size
         self.gate = nn.Linear(D, F, bias=config.mlp_bias) if config.gated else None
         self.up = nn.Linear(D, F, bias=config.mlp_bias)
         self.down = nn.Linear(F, D, bias=config.mlp_bias)
@@ -57,14 +65,36 @@ class MLP(nn.Module):
         return output
 
 
-def feed_forward(config: ModelConfig) -> MLP | MixtureOfExperts:
-    """One network for all tokens, or several behind a router."""
-    if not config.num_experts:
+def feed_forward(config: ModelConfig, layer: int) -> MLP | MixtureOfExperts:
+    """One network for all tokens, or several behind a router, and perhaps one beside it."""
+    if layer < config.num_layers - config.num_sparse_layers:
         return MLP(config)
+    width, shared = config.expert_width, config.num_shared_experts
     return MixtureOfExperts(
-        [MLP(config) for _ in range(config.num_experts)],
+        [MLP(config, width=width) for _ in range(config.num_experts)],
         hidden_size=config.hidden_size,
         experts_per_token=config.experts_per_token,
+        shared=MLP(config, width=shared * width) if shared else None,
+        router=config.router,
+        router_bias=config.router_bias,
+        scale=config.routed_scale,
+        num_groups=config.num_expert_groups,
+        groups_per_token=config.groups_per_token,
+    )
+
+
+def attention_layer(config: ModelConfig) -> Attention | LatentAttention:
+    """Keys and values of each head, or all from one latent."""
+    if not config.kv_latent_dim:
+        return Attention(config)
+    return LatentAttention(
+        hidden_size=config.hidden_size,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        latent_dim=config.kv_latent_dim,
+        rope_dim=config.rope_dim,
+        query_latent_dim=config.query_latent_dim,
+        magnitude=yarn_magnitude(config.rope_factor) if config.rope_scaling == "yarn" else 1.0,
     )
 
 
@@ -77,16 +107,16 @@ class Block(nn.Module):
     section 2.1.2) or both through one.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.norm_first = config.norm_placement != "post"
         self.parallel = config.block != "sequential"
         self.one_norm = config.block == "parallel_shared_norm"
         between = norm if config.norm_placement == "sandwich" else lambda _: nn.Identity()
-        self.attention_norm, self.attention = norm(config), Attention(config)
+        self.attention_norm, self.attention = norm(config), attention_layer(config)
         self.attention_output_norm = between(config)
         self.mlp_norm = nn.Identity() if self.one_norm else norm(config)
-        self.mlp, self.mlp_output_norm = feed_forward(config), between(config)
+        self.mlp, self.mlp_output_norm = feed_forward(config, layer), between(config)
 
     def forward(
         self,
@@ -129,7 +159,7 @@ class Decoder(nn.Module):
         if config.positions == "learned":
             self.positions = nn.Embedding(config.max_seq_len + config.position_offset, D)
         self.embedding_norm = norm(config) if config.embedding_norm else nn.Identity()
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.final_norm = norm(config) if config.final_norm else nn.Identity()
         self.project_out = nn.Linear(D, W, bias=False) if W != D else nn.Identity()
         self.head = None if config.tie_embeddings else nn.Linear(W, V, bias=False)

@@ -217,8 +217,12 @@ def rotation(
 def configured_rotation(
     config: ModelConfig, positions: Int[Tensor, "B T"], *, dtype: torch.dtype
 ) -> Rotation:
-    """The rotation that a configuration asks for at these positions."""
-    magnitude = yarn_magnitude(config.rope_factor) if config.rope_scaling == "yarn" else 1.0
+    """The rotation that a configuration asks for at these positions.
+
+    Latent attention lengthens whole queries and keys by YaRN's magnitude, so here it stays 1.
+    """
+    lengthened = config.rope_scaling == "yarn" and not config.kv_latent_dim
+    magnitude = yarn_magnitude(config.rope_factor) if lengthened else 1.0
     frequencies = configured_frequencies(config)
     return rotation(positions, frequencies, dtype=dtype, magnitude=magnitude)
 

@@ -1,0 +1,268 @@
+"""Emergence: the tasks, every score against a slow version of it, and what the stored runs show."""
+
+from math import comb, exp, log
+from statistics import median
+
+import numpy as np
+import pytest
+import torch
+
+from llmbook.costs.parameters import parameter_count
+from llmbook.foundations.decoder import Decoder
+from llmbook.foundations.emergence import (
+    EQUALS,
+    PLUS,
+    SHOWN_SEEDS,
+    additions,
+    answer_loss,
+    chance_of_none,
+    digits_of,
+    emergence_score,
+    final_scores,
+    pass_rate_until,
+    phone_book,
+    scores,
+    stored,
+    stored_runs,
+    tiny_config,
+)
+from llmbook.foundations.emergence_runs import ANSWER_LEN, SEEDS, TASKS, trained
+from llmbook.foundations.language_modelling import generate
+
+EVERY_SCORE = [
+    score for task in TASKS for run in stored_runs(task, seeds=range(100)) for score in run.scores
+]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """A model at random, 40 sums of two digits, and the scores it gets on them."""
+    torch.manual_seed(0)
+    model = Decoder(tiny_config(12, hidden_size=16, num_layers=1, seq_len=9))
+    rows = additions(40, num_digits=2, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)  # away from uniform, so that some guesses are right
+    return model, rows, scores(model, rows, answer_len=3)
+
+
+# tasks
+
+
+def test_every_sum_is_right_and_stands_in_its_place():
+    def value(digits):
+        return int("".join(str(digit) for digit in reversed(digits)))
+
+    for row in additions(50, num_digits=3, generator=torch.Generator().manual_seed(0)).tolist():
+        assert (row[3], row[7]) == (PLUS, EQUALS)
+        assert value(row[:3]) + value(row[4:7]) == value(row[8:])
+
+
+def test_digits_are_those_of_python():
+    assert digits_of(torch.tensor([90_210]), num_digits=6).tolist() == [
+        [int(digit) for digit in reversed("090210")]
+    ]
+
+
+def test_every_name_of_the_phone_book_is_another_and_no_syllable_is_a_digit():
+    rows = phone_book(1024, num_digits=5, generator=torch.Generator().manual_seed(0))
+    assert len({tuple(row[:2]) for row in rows.tolist()}) == 1024
+    assert rows[:, :2].min() == 10
+    assert rows[:, :2].max() == 73
+    assert set(rows[:, 2:].flatten().tolist()) == set(range(10))
+
+
+def test_only_the_answer_is_learned(asked):
+    model, rows, _ = asked
+    log_p = model(rows[:, :-1]).detach().log_softmax(-1)
+    terms = [-log_p[row, place - 1, rows[row, place]] for row in range(40) for place in range(6, 9)]
+    assert answer_loss(model, rows, answer_len=3).item() == pytest.approx(
+        float(sum(terms)) / 120, rel=1e-5
+    )
+
+
+# scores
+
+
+def test_exact_match_is_what_greedy_decoding_writes(asked):
+    model, rows, found = asked
+    written = generate(model, rows[:, :6], num_tokens=3)
+    assert found.exact_match == pytest.approx((written == rows[:, 6:]).all(1).double().mean())
+
+
+def test_scores_are_those_of_a_loop_over_questions(asked):
+    model, rows, found = asked
+    probabilities = model(rows[:, :-1]).detach().double().softmax(-1)[:, -3:]
+    right = [[0.0] * 3 for _ in rows]
+    whole, brier = [], 0.0
+    for i, row in enumerate(rows.tolist()):
+        chance = 1.0
+        for j, token in enumerate(row[6:]):
+            p = probabilities[i, j]
+            right[i][j] = float(max(range(12), key=lambda v, p=p: p[v]) == token)
+            chance *= float(p[token])
+            brier += sum((float(p[v]) - (v == token)) ** 2 for v in range(12))
+        whole.append(chance)
+    assert found.position_accuracy == pytest.approx(np.mean(right, axis=0))
+    assert found.shares == pytest.approx([sum(sum(r) == k for r in right) / 40 for k in range(4)])
+    assert found.answer_probability == pytest.approx(np.mean(whole), rel=1e-4)
+    assert found.loss == pytest.approx(-np.mean(np.log(whole)) / 3, rel=1e-4)
+    assert found.brier == pytest.approx(brier / 120, rel=1e-4)
+
+
+def test_multiple_choice_compares_with_the_next_three_answers(asked):
+    model, rows, found = asked
+    wins = 0
+    for i in range(40):
+        chances = []
+        for k in range(4):  # 0 is the right answer, the others those of the three rows before it
+            row = torch.cat([rows[i, :6], rows[(i - k) % 40, 6:]])
+            log_p = model(row[None, :-1])[0].detach().log_softmax(-1)
+            chances.append(sum(float(log_p[place - 1, row[place]]) for place in (6, 7, 8)))
+        wins += chances[0] == max(chances)
+    assert found.multiple_choice == pytest.approx(wins / 40)
+
+
+@pytest.mark.parametrize("score", EVERY_SCORE[:: max(1, len(EVERY_SCORE) // 40)])
+def test_stored_scores_obey_the_two_inequalities(score):
+    n = len(score.position_accuracy)
+    assert score.product <= score.power + 1e-9  # arithmetic and geometric means
+    assert score.answer_probability >= exp(-n * score.loss) * (1 - 1e-3)  # Jensen
+    assert sum(score.shares) == pytest.approx(1, abs=1e-4)
+    of_shares = sum(k * share for k, share in enumerate(score.shares)) / n
+    assert score.token_accuracy == pytest.approx(of_shares, abs=1e-3)
+
+
+# sharpness and resolution
+
+
+def test_the_score_of_a_curve_is_that_of_the_formula():
+    ys = np.random.default_rng(0).random(9)
+    expected = (ys.max() - ys.min()) / np.sqrt(np.median(np.diff(ys) ** 2))
+    sign = 1 if ys.argmax() > ys.argmin() else -1
+    assert emergence_score(ys.tolist()) == pytest.approx(sign * expected)
+    assert emergence_score(ys[::-1].tolist()) == pytest.approx(-sign * expected)
+
+
+def test_a_sharper_curve_scores_more():
+    line = [i / 6 for i in range(7)]
+    assert emergence_score(line) == pytest.approx(6)
+    assert emergence_score([x**5 for x in line]) > 6
+
+
+def test_a_zero_is_as_likely_as_the_binomial_says():
+    assert chance_of_none(0.03, num_questions=100) == pytest.approx(
+        1 - sum(comb(100, k) * 0.03**k * 0.97 ** (100 - k) for k in range(1, 101))
+    )
+    assert chance_of_none(3 / 5000, num_questions=5000) == pytest.approx(0.05, abs=1e-3)
+
+
+def test_counting_until_the_passes_is_unbiased():
+    p, r = 0.2, 3
+    chance = {k: comb(k - 1, r - 1) * p**r * (1 - p) ** (k - r) for k in range(r, 400)}
+    assert sum(chance.values()) == pytest.approx(1)
+    mean = sum(c * pass_rate_until(k, num_passes=r) for k, c in chance.items())
+    assert mean == pytest.approx(p)
+    assert sum(c * r / k for k, c in chance.items()) > 1.1 * p
+
+
+# the stored runs
+
+
+def test_every_model_is_stored_once_with_its_parameters():
+    keys = [(run["task"], run["hidden_size"], run["seed"]) for run in stored()["runs"]]
+    assert sorted(keys) == sorted((t, w, s) for t in TASKS for w in TASKS[t].widths for s in SEEDS)
+    assert set(SHOWN_SEEDS) < set(SEEDS)
+    for run in stored_runs("phone book") + stored_runs("addition"):
+        recipe = TASKS[run.task]
+        config = tiny_config(
+            recipe.vocab_size, hidden_size=run.hidden_size, num_layers=recipe.num_layers,
+            seq_len=recipe.seq_len,
+        )  # fmt: skip
+        assert run.parameters == parameter_count(config).total
+        assert run.steps[-1] == recipe.num_steps
+
+
+def test_the_first_two_hundred_steps_give_the_stored_scores_again():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    _, found = trained("phone book", hidden_size=8, seed=0, num_scores=1)
+    torch.set_num_threads(threads)
+    kept = stored_runs("phone book", seeds=[0])[0].scores[0]
+    assert len(kept.position_accuracy) == ANSWER_LEN
+    assert found[0].loss == pytest.approx(kept.loss, rel=0.01)
+    assert found[0].position_accuracy == pytest.approx(kept.position_accuracy, abs=0.03)
+    assert found[0].brier == pytest.approx(kept.brier, rel=0.01)
+
+
+@pytest.mark.parametrize("seeds", [SHOWN_SEEDS, [s for s in SEEDS if s not in SHOWN_SEEDS]])
+def test_the_phone_book_jumps_by_exact_match_alone(seeds):
+    found = list(final_scores("phone book", seeds=seeds).values())
+    exact = [median(s.exact_match for s in some) for some in found]
+    token = [median(s.token_accuracy for s in some) for some in found]
+    choice = [median(s.multiple_choice for s in some) for some in found]
+    assert max(exact[:3]) < 0.05
+    assert exact[-1] > 0.8
+    assert token == sorted(token)
+    assert token[2] > 1.8 * token[0]  # while exact match shows nothing
+    assert choice[2] > 0.6
+
+
+@pytest.mark.parametrize("seeds", [SHOWN_SEEDS, [s for s in SEEDS if s not in SHOWN_SEEDS]])
+def test_errors_of_the_phone_book_come_together_and_digits_of_a_sum_differ(seeds):
+    some = {
+        task: [s for run in stored_runs(task, seeds=seeds) for s in run.scores if 0.01 < s.power < 0.98]
+        for task in TASKS
+    }  # fmt: skip
+    assert median(s.exact_match / s.power for s in some["phone book"]) > 1
+    assert median(s.exact_match / s.power for s in some["addition"]) < 0.97
+    assert median(s.exact_match / s.product for s in some["addition"]) == pytest.approx(1, abs=0.1)
+    assert min(s.exact_match / s.power for s in some["addition"]) < 0.3
+
+
+@pytest.mark.parametrize("seeds", [SHOWN_SEEDS, [s for s in SEEDS if s not in SHOWN_SEEDS]])
+def test_a_digit_of_a_sum_jumps(seeds):
+    widest = [run for run in stored_runs("addition", seeds=seeds) if run.hidden_size == 64]
+    assert widest
+    for run in widest:
+        digits = np.array([score.position_accuracy[:4] for score in run.scores])
+        assert digits[0].max() < 0.25  # a tenth of the training, and hardly better than guessing
+        assert np.diff(digits, axis=0).max() > 0.4  # of the 0.9 between guessing and knowing
+
+
+@pytest.mark.parametrize("seeds", [SHOWN_SEEDS, [s for s in SEEDS if s not in SHOWN_SEEDS]])
+def test_three_small_models_foresee_how_much_of_the_book_the_next_ones_learn(seeds):
+    found = final_scores("phone book", seeds=seeds)
+    learned = {size: 1 - median(s.loss for s in some) / log(10) for size, some in found.items()}
+    sizes = list(learned)
+    rate = learned[sizes[2]] / sizes[2]
+    for size in sizes[3:6]:
+        assert min(1, rate * size) == pytest.approx(learned[size], abs=0.25)
+    assert 20_000 < 1 / rate < 36_000  # parameters that hold the whole book
+
+
+def test_one_digit_that_is_guessed_spoils_nine_sums_in_ten():
+    finals = [run.scores[-1] for run in stored_runs("addition") if run.hidden_size == 64]
+    stuck = min(finals, key=lambda score: score.exact_match)
+    assert sorted(stuck.position_accuracy)[1] > 0.95  # every digit but one is known
+    assert stuck.exact_match == pytest.approx(min(stuck.position_accuracy), abs=0.02)
+    assert stuck.power > 3 * stuck.exact_match
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: phone_book(1025, num_digits=5, generator=torch.Generator()), "num_names 1025"),
+        (lambda: emergence_score([1.0]), "1 performances"),
+        (lambda: emergence_score([0.0, 0.0, 0.0, 1.0]), "middle step"),
+        (lambda: pass_rate_until(10, num_passes=1), "num_passes 1"),
+        (lambda: pass_rate_until(2, num_passes=3), "num_passes 3"),
+        (lambda: stored_runs("subtraction"), "task 'subtraction'"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
