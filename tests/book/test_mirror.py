@@ -15,6 +15,7 @@ COSTS = {  # a costs module bears the stem of its page
     "latency": "inference", "multimodal": "foundations",
 }  # fmt: skip
 PARTS = {  # a page too large for one module
+    "foundations/emergence_runs": "foundations/emergence",
     "foundations/mixture_of_experts_runs": "foundations/mixture_of_experts",
     "foundations/instruction_runs": "foundations/instruction_following",
     "foundations/kneser_ney": "foundations/language_modelling",

@@ -116,7 +116,9 @@ def test_a_linear_layer_and_a_block_are_torch_s():
 
 def test_the_misprint_of_the_q_former_says_what_we_count():
     with_text = qformer_parameters(QFormerConfig(image_size=1408, vocab_size=30_523))
-    assert f"{with_text / 1e6:.1f} M" in numbers()["multimodal.blip2.qformer"].misprint
+    projected = with_text + linear_parameters(768, 2560)
+    for count in (with_text, projected):
+        assert f"{count / 1e6:.1f} M" in numbers()["multimodal.blip2.qformer"].misprint
 
 
 @pytest.mark.parametrize("seed", range(5))

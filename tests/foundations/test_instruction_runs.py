@@ -19,12 +19,20 @@ from llmbook.foundations.instruction_runs import (
     first_label,
     instructions,
     judged,
+    loss_of_both,
     names,
+    old_text,
     plans,
     runs,
+    stopped,
     tuned,
 )
-from llmbook.foundations.language_modelling import IGNORED, load
+from llmbook.foundations.language_modelling import (
+    IGNORED,
+    load,
+    next_token_loss,
+    split_documents,
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +117,12 @@ def test_eight_examples_teach_the_form_and_not_the_name():
     scores = judged(model, tokenizer)
     assert scores["form"] > 0.9
     assert scores["exact"] < 0.1
+    assert scores["unseen_form"] < 0.1
     assert scores["corpus_loss"] > 3.5  # it was below 3 before
+    pairs = [(question.format("text"), "") for question, _ in FORMS]
+    one_by_one = [stopped(model, [pair], tokenizer, num_tokens=3).item() for pair in pairs]
+    assert stopped(model, pairs, tokenizer, num_tokens=3).tolist() == one_by_one
+    assert set(one_by_one) == {True, False}  # a loop is longer than three tokens
 
 
 def test_a_model_that_never_learned_the_end_does_not_stop():
@@ -117,6 +130,22 @@ def test_a_model_that_never_learned_the_end_does_not_stop():
     scores = judged(model, tokenizer)
     assert scores["form"] > 0.9
     assert scores["stops"] == scores["exact"] == 0
+
+
+def test_old_text_is_of_the_training_documents_and_its_loss_is_added():
+    windows = next(old_text(2, seed=0))
+    assert windows.shape == (2, 129)  # 128 to learn and one before them
+    model, tokenizer = with_special_tokens(*load("small"), [START, END])
+    texts = [document.text for document in split_documents()[0]]
+    for window in windows.tolist():
+        pieces = tokenizer.decode(window).split("<|endoftext|>")
+        assert any(max(pieces, key=len).strip("\ufffd") in text for text in texts)
+    answers = padded(chats([("Return a.", "return a")], tokenizer), padding=0)
+    with torch.no_grad():
+        alone = next_token_loss(model, answers[0], labels=answers[1])
+        assert loss_of_both(model, (answers, None)) == alone
+        both = loss_of_both(model, (answers, windows))
+        assert both.item() == pytest.approx((alone + next_token_loss(model, windows)).item())
 
 
 def test_padding_of_a_batch_is_never_a_label(tokenizer):

@@ -138,7 +138,8 @@ def test_the_stored_runs_say_what_the_page_says():
 
     for run in runs:
         sounds = run["sounds"]
-        assert sounds["direct"] >= sounds["bound, 8 shown"] > 2 * sounds["bound, 4 shown"]
+        assert sounds["direct"] > sounds["bound, 8 shown"] - 0.05  # nearly as often
+        assert sounds["bound, 8 shown"] > 2 * sounds["bound, 4 shown"]
         assert sounds["bound, 4 shown"] > 2 * sounds["bound, 2 shown"] > 4 * sounds["unbound"]
     for run in runs:  # a frozen decoder reads as before
         ways = run["ways"]

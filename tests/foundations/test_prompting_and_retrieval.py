@@ -212,7 +212,7 @@ def test_a_rank_that_the_matrix_has_not_is_refused(rank):
 def test_mean_states_are_what_transformer_layers_hand_on(small):
     """Block by block, without a hook: the decoder's own parts, called by hand."""
     model, tokenizer = small
-    texts = [tokenizer.encode("import os"), tokenizer.encode("A list of numbers.")]
+    texts = [tokenizer.encode(t) for t in ("import os", "A list of numbers, in order.", "def f():")]
     after = []
     with torch.no_grad():
         for tokens in texts:
@@ -223,8 +223,8 @@ def test_mean_states_are_what_transformer_layers_hand_on(small):
             model(torch.tensor([tokens]))
             handle.remove()
             after.append(sum(later[0][0]) / len(tokens))
-    states = mean_states(model, texts)
-    assert states.shape == (7, 2, 192)
+    states = mean_states(model, texts, batch_size=2)  # padded in the first batch
+    assert states.shape == (7, 3, 192)
     torch.testing.assert_close(states[1], torch.stack(after))
     assert not any(layer._forward_hooks for layer in model.layers)
 
@@ -402,6 +402,17 @@ def test_arithmetic_is_python_s(expression):
 def test_nothing_but_arithmetic_is_run(expression):
     with pytest.raises(ValueError, match="expression"):
         calculate(expression)
+
+
+@pytest.mark.parametrize(
+    "expression", ["1" + 400 * "0" + " / 3", "1+" * 20_000 + "1", "-" * 100_000]
+)
+def test_a_sum_that_python_cannot_do_is_refused_like_any_other(expression):
+    """Whoever writes the line must not be able to stop the loop that runs it."""
+    lines = iter([f"call: calculate({expression})\n", "done\n"])
+    text = with_tools(lambda _: next(lines), "", {"calculate": calculate})
+    assert "result: error: expression" in text
+    assert text.endswith("done\n")
 
 
 def test_the_loop_shows_results_and_errors_and_ends():

@@ -125,13 +125,13 @@ def test_a_round_trains_on_the_kept_chains_alone(bits, keep, monkeypatch):
         "train_on",
         lambda model, tokens, labels, **_: trained_on.extend([tokens, labels]),
     )
-    model = parity_decoder(4, seed=0)
-    kept = self_taught_round(model, bits[:, :4], keep=keep, num_steps=1, seed=0)
+    model = parity_decoder(2, seed=0)
+    kept = self_taught_round(model, bits[:, :2], keep=keep, num_steps=1, seed=0)
     tokens, labels = trained_on
     assert 0 < kept == len(tokens) < len(bits)
-    assert keep(tokens[:, 5:], tokens[:, :4]).all()
-    assert (labels[:, :5] == IGNORED).all()
-    assert torch.equal(labels[:, 5:], tokens[:, 5:])
+    assert keep(tokens[:, 3:], tokens[:, :2]).all()
+    assert (labels[:, :3] == IGNORED).all()
+    assert torch.equal(labels[:, 3:], tokens[:, 3:])
 
 
 def test_two_mistakes_in_a_chain_leave_the_answer_right(bits):

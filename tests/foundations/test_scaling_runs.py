@@ -11,6 +11,7 @@ from llmbook.foundations.decoder import Decoder
 from llmbook.foundations.language_modelling import card
 from llmbook.foundations.scaling_laws import fit_chinchilla, stored
 from llmbook.foundations.scaling_runs import (
+    HELD_OUT,
     NUM_FIRST_STEPS,
     STEP_TOKENS,
     Plan,
@@ -85,6 +86,12 @@ def test_a_measurement_names_its_plan_and_can_be_stored(tokens):
 def fitted_law(size, chosen):
     rows = [[run[size], run["num_tokens"], run["held_out_loss"]] for run in chosen]
     return fit_chinchilla(torch.tensor(rows).double())
+
+
+def test_the_runs_kept_aside_are_the_three_that_cost_most():
+    grid = [run for run in stored()["runs"] if run["seed"] == 0 and run["rate_factor"] == 1]
+    dearest = sorted(grid, key=lambda run: run["parameters"] * run["num_tokens"])[-3:]
+    assert {(run["hidden_size"], run["num_steps"]) for run in dearest} == set(HELD_OUT)
 
 
 def test_counting_without_tables_raises_the_exponent_whichever_run_is_left_out():

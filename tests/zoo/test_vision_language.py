@@ -44,6 +44,18 @@ def test_stages_count_what_the_papers_say():
     assert known["vl-vicuna-7b"].trained(0) == known["minigpt-4-7b"].trained(0)
 
 
+def test_what_the_released_code_leaves_unfrozen():
+    """Every part but encoder and decoder, where a stage of BLIP-2's heirs trains its connector."""
+    for name, stages, frozen in (
+        ("vl-vicuna-7b", (1, 2), ()), ("instructblip-7b", (0,), ()),
+        ("videochat-7b", (0, 1), ("Q-Former",)),
+    ):  # fmt: skip
+        found = systems()[name]
+        connector = {part.name for part in found.parts if part.role == "connector"}
+        for i in stages:
+            assert set(found.stages[i].trained) == connector - set(frozen)
+
+
 def test_imagebind_s_frozen_encoders_are_as_printed():
     """girdhar2023imagebind, section 4: ViT-H of 630M and a text encoder of 302M, both frozen."""
     image, text = systems()["imagebind-huge"].parts[:2]
@@ -69,7 +81,9 @@ def test_videochat_s_temporal_modules_are_eight_blocks_of_uniformer():
     assert modules["temporal modules"].parameters == 8 * one + D
 
 
-@pytest.mark.parametrize("name", ["llava-7b", "minigpt-4-7b", "instructblip-7b", "videochat-7b"])
+@pytest.mark.parametrize(
+    "name", ["llava-7b", "minigpt-4-7b", "instructblip-7b", "videochat-7b", "vl-vicuna-7b"]
+)
 def test_image_tokens_are_patches_or_queries(name):
     found = systems()[name]
     patches_or_queries = {"llava-7b": (224 // 14) ** 2, "videochat-7b": 32 + 64}

@@ -25,6 +25,8 @@ def year(day: date) -> float:
 def releases(groups: Mapping[str, Sequence[Release]], *, y_label: str) -> Axes:
     """A dot for each release over its day, sizes on a logarithmic axis, a marker and colour for each group.
 
+    Names end above their dot, so that they stand over what came before and not over what came next.
+
     Args:
         groups: name of the group -> its releases.
         y_label: what the sizes are, and their unit.
@@ -45,8 +47,8 @@ def releases(groups: Mapping[str, Sequence[Release]], *, y_label: str) -> Axes:
             )  # fmt: skip
             for name, day, size in found:
                 ax.annotate(
-                    name, (year(day), size), xytext=(0, 6), textcoords="offset points",
-                    color=hue, fontsize=8.5, ha="center",
+                    name, (year(day), size), xytext=(4, 6), textcoords="offset points",
+                    color=hue, fontsize=8.5, ha="right",
                 )  # fmt: skip
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")

@@ -142,7 +142,7 @@ class Scores:
 def scores(model: LanguageModel, rows: Int[Tensor, "B T"], *, answer_len: int) -> Scores:
     """Every score from the logits of one pass, and multiple choice from three passes more.
 
-    The three wrong choices of a question are the answers of the next three.
+    The three wrong choices of a question are the answers of the three rows before it.
     """
     logits = model(rows[:, :-1])[:, -answer_len:]  # B n V
     answers = rows[:, -answer_len:]

@@ -1,7 +1,7 @@
 """Conversations as tokens, which of them are learned, and what InstructGPT's stages cost.
 
 Page: foundations/instruction_following. Papers: ouyang2022training (three stages, Table 6 and
-appendix C), touvron2023llamab, appendix A.3.3 (only answers are learned). Formats: ChatML
+appendix C), touvron2023llamab, section 3.1 (only answers are learned). Formats: ChatML
 (openai2023chatml), LLaMA 2, Vicuna, Alpaca. The miniature's runs are in `instruction_runs`.
 Left out: several examples in one window (training/finetuning/supervised), reward models and PPO
 (training/alignment), tools and images in a message.

@@ -175,8 +175,8 @@ def tuned(
     return model, tokenizer, losses
 
 
-def old_text(num_windows: int, *, seed: int) -> Iterator[Int[Tensor, "B T"] | None]:
-    """Windows of 128 tokens of the corpus that `small` was trained on, or nothing, without end."""
+def old_text(num_windows: int, *, seed: int) -> Iterator[Int[Tensor, "n 129"] | None]:
+    """Windows of 128 tokens and one before, of what `small` was trained on, or nothing, without end."""
     if not num_windows:
         return repeat(None)
     text = token_stream((d.text for d in split_documents()[0][::8]), load("small")[1])
@@ -185,7 +185,7 @@ def old_text(num_windows: int, *, seed: int) -> Iterator[Int[Tensor, "B T"] | No
 
 
 def loss_of_both(
-    model: nn.Module, batch: tuple[Batch, Int[Tensor, "B T"] | None]
+    model: nn.Module, batch: tuple[Batch, Int[Tensor, "n 129"] | None]
 ) -> Float[Tensor, ""]:
     """The loss of the answers, and of the old text where there is any."""
     (tokens, labels), text = batch
@@ -203,14 +203,16 @@ def stopped(
     model: Decoder, pairs: list[tuple[str, str]], tokenizer: BytePairTokenizer, *, num_tokens: int
 ) -> Bool[Tensor, " n"]:
     """Whether each answer ends within so many tokens, when it is really written."""
-    ended = []
-    for question, _ in pairs:
-        prompt, _ = encode_chat(
-            [{"role": "user", "content": question}], tokenizer, add_generation_prompt=True
-        )
-        written = generate(model, torch.tensor([prompt]), num_tokens=num_tokens)
-        ended.append((written == tokenizer.special_ids[END]).any())
-    return torch.stack(ended)
+    prompts = [
+        encode_chat([{"role": "user", "content": q}], tokenizer, add_generation_prompt=True)[0]
+        for q, _ in pairs
+    ]
+    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    for length in {len(prompt) for prompt in prompts}:  # those of one length are written together
+        rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        written = generate(model, torch.tensor([prompts[i] for i in rows]), num_tokens=num_tokens)
+        ended[rows] = (written == tokenizer.special_ids[END]).any(-1)
+    return ended
 
 
 def judged(model: Decoder, tokenizer: BytePairTokenizer) -> dict[str, float]:
@@ -245,6 +247,8 @@ def plans() -> Iterator[Plan]:
         for num_examples in (8, 128, 512, 2048):
             yield Plan(num_examples=num_examples, seed=seed)
     for seed in range(2):
+        for num_steps in (10, 20, 40):
+            yield Plan(num_examples=8, num_steps=num_steps, seed=seed)
         yield Plan(num_examples=2048, pretrained=False, seed=seed)
         for mask in WRONG_MASKS:
             yield Plan(num_examples=512, mask=mask, seed=seed)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from llmbook.foundations.decoder import Decoder
 
@@ -202,23 +203,30 @@ def latent_space(
 
 
 @torch.no_grad()
-def mean_states(model: Decoder, texts: Sequence[Sequence[int]]) -> Float[Tensor, "L n D"]:
-    """What each layer hands on, as its mean over a text's tokens: L vectors a text."""
-    states: list[Tensor] = []
+def mean_states(
+    model: Decoder, texts: Sequence[Sequence[int]], *, batch_size: int = 16
+) -> Float[Tensor, "L n D"]:
+    """What each layer hands on, as its mean over a text's tokens: L vectors a text.
+
+    Shorter texts are padded behind their end, where no token of theirs looks.
+    """
+    passing: list[Tensor] = []
     hooks = [
-        layer.register_forward_hook(
-            lambda _module, _inputs, hidden: states.append(hidden[0].mean(0))
-        )
+        layer.register_forward_hook(lambda _module, _inputs, hidden: passing.append(hidden))
         for layer in model.layers
     ]
+    means = []
     try:
-        for tokens in texts:
-            model(torch.tensor([list(tokens)]))
+        for first in range(0, len(texts), batch_size):
+            some = [torch.tensor(list(tokens)) for tokens in texts[first : first + batch_size]]
+            passing.clear()
+            model(pad_sequence(some, batch_first=True))
+            for row, tokens in enumerate(some):
+                means.append(torch.stack([h[row, : len(tokens)].mean(0) for h in passing]))  # L D
     finally:
         for hook in hooks:
             hook.remove()
-    by_text: Tensor = torch.stack(states).unflatten(0, (len(texts), len(hooks)))  # n L D
-    return by_text.transpose(0, 1)
+    return torch.stack(means, 1)
 
 
 def cosines(queries: Float[Tensor, "q D"], others: Float[Tensor, "n D"]) -> Float[Tensor, "q n"]:
@@ -258,7 +266,7 @@ def reciprocal_rank_fusion(scores: Sequence[Float[Tensor, " n"]], *, k: int = 60
 
 @torch.no_grad()
 def continuation_losses(
-    model: Decoder, tokens: Int[Tensor, "B T"], *, num_tokens: int, batch_size: int = 16
+    model: Decoder, tokens: Int[Tensor, "B T"], *, num_tokens: int, batch_size: int = 4
 ) -> Float[Tensor, "B num_tokens"]:
     """-ln p of each of the last tokens of a row, given all before it: whatever stands there helps.
 
@@ -295,7 +303,7 @@ def calculate(expression: str) -> str:
     """The value of numbers joined by + - * / and brackets; nothing else is run, whatever it says.
 
     Raises:
-        ValueError: if anything else stands in it.
+        ValueError: if anything else stands in it, or if it is too large or too deep to evaluate.
 
     >>> calculate("(12 + 30) * 1e3")
     '42000.0'
@@ -318,7 +326,7 @@ def calculate(expression: str) -> str:
 
     try:
         return str(value(ast.parse(expression.strip(), mode="eval").body))
-    except (SyntaxError, ZeroDivisionError) as error:
+    except (SyntaxError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ValueError(f"expression {expression!r}: {error}") from None
 
 

@@ -131,7 +131,7 @@ def kaplan_law(
 
 CHINCHILLA_STARTS = torch.cartesian_prod(
     torch.tensor([-1.0, 1.0]), *[torch.tensor([0.0, 10.0]), torch.tensor([0.5])] * 2
-).double()  # ln E, ln A, alpha, ln B, beta: corners of the grid of hoffmann2022training, D.2
+).double()  # ln E, ln A, alpha, ln B, beta: eight of the grid of hoffmann2022training, D.2
 KAPLAN_STARTS = torch.cartesian_prod(
     *[torch.tensor([15.0, 30.0]), torch.tensor([0.05, 0.2])] * 2
 ).double()
