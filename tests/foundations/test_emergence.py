@@ -1,4 +1,4 @@
-"""Emergence: the tasks, every score against a slow version of it, and what the stored runs show."""
+"""Emergence: the tasks, every score against a slow version of it, sharpness and resolution."""
 
 from math import comb, exp
 
