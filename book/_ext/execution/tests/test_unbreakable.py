@@ -102,10 +102,12 @@ def test_nothing_outlives_a_killed_stage(new_book: Callable[[dict[str, str]], Bo
 def test_interrupted_stage_leaves_in_order(
     new_book: Callable[[dict[str, str]], Book], number: signal.Signals, code: int
 ) -> None:
-    mark = f"8{os.getpid()}"
+    mark = f"8{number:d}{os.getpid()}"
     source = f"import subprocess\nsubprocess.run(['sleep', '{mark}'])"
     book = new_book({"book/one.md": page("One", cell(source)), "locks.txt": ""})
+    before = signal.signal(number, signal.SIG_DFL)  # a shell's background jobs ignore SIGINT
     stage = book.start()
+    signal.signal(number, before)
     assert wait_until(lambda: bool(processes_with(f"sleep\0{mark}")), 20)
     stage.send_signal(number)
     text, _ = stage.communicate(timeout=10)
